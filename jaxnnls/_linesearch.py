@@ -1,0 +1,45 @@
+"""The exact step along a direction of a concave piecewise quadratic."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+FLAT = 0.1  # how much of the slope at 0 may be left
+MAX_EVALUATIONS = 16
+
+
+def step_length(slope: Callable[[Array], Array], slope_at_zero: Array, active: Array) -> Array:
+    """t > 0 where the decreasing function `slope` has fallen to almost nothing, for each column.
+
+    Tries t = 1, the Newton step; then longer steps while the slope is positive, and false position safeguarded by
+    bisection once it is bracketed. Shapes (k,).
+    """
+
+    class State(NamedTuple):
+        t: Array
+        value: Array
+        low: Array
+        low_value: Array
+        high: Array
+        high_value: Array
+        count: Array
+
+    def unfinished(state: State) -> Array:
+        return active & (jnp.abs(state.value) > FLAT * slope_at_zero)
+
+    def advance(state: State) -> State:
+        t, value, low, low_value, high, high_value, count = state
+        rising = value > 0
+        low, low_value = jnp.where(rising, t, low), jnp.where(rising, value, low_value)
+        high, high_value = jnp.where(rising, high, t), jnp.where(rising, high_value, value)
+        bracketed = jnp.isfinite(high)
+        width = jnp.where(bracketed, high - low, 0)
+        secant = low + width * jnp.clip(low_value / jnp.where(bracketed, low_value - high_value, 1), 0.1, 0.9)
+        new = jnp.where(unfinished(state), jnp.where(bracketed, secant, 4 * t), t)
+        return State(new, slope(new), low, low_value, high, high_value, count + 1)
+
+    one, zero = jnp.ones_like(slope_at_zero), jnp.zeros_like(slope_at_zero)
+    start = State(one, slope(one), zero, slope_at_zero, zero + jnp.inf, zero, jnp.zeros((), jnp.int32))
+    return lax.while_loop(lambda s: (s.count < MAX_EVALUATIONS) & jnp.any(unfinished(s)), advance, start).t

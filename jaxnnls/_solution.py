@@ -1,0 +1,129 @@
+"""What a solve returns, and what to do when it failed."""
+
+import enum
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+
+class Status(enum.IntEnum):
+    """How the solve of one column ended; `advice` says what to do about it."""
+
+    CONVERGED = 0
+    MAX_STEPS = 1
+    PRECISION = 2
+    NONFINITE = 3
+    INFEASIBLE = 4
+    UNBOUNDED = 5
+
+    @property
+    def advice(self) -> str:
+        """One sentence for people."""
+        return _ADVICE[self]
+
+
+_ADVICE = {
+    Status.CONVERGED: "Optimal within tol.",
+    Status.MAX_STEPS: "max_steps were spent before tol was reached: raise max_steps, or leave it at None.",
+    Status.PRECISION: (
+        "As good as this dtype allows, but not within tol: solve in float64 (jax.config.update('jax_enable_x64', True))"
+        " or add a small ridge."
+    ),
+    Status.NONFINITE: "NaN or inf in the data of this column (or in A): look for divisions by zero or overflow upstream.",
+    Status.INFEASIBLE: "lower exceeds upper somewhere in this column: check how the bounds are computed.",
+    Status.UNBOUNDED: "The objective falls without limit: add finite bounds or a ridge, or check that Q fits q.",
+}
+
+
+class Solution(NamedTuple):
+    """The solutions of a batch of bounded least-squares problems, one a column.
+
+    Attributes
+    ----------
+    x : Array, shape (n,) or (..., n, N)
+        The solution. A variable that is not free equals its bound exactly.
+    dual : Array, shape of x
+        The gradient of the objective at x: zero where x is free, non-negative at a lower bound, non-positive at an
+        upper one.
+    residual_norm : Array, shape () or (..., N)
+        ||A x - b||; NaN from `box_qp`.
+    optimality : Array, shape () or (..., N)
+        The scaled natural residual, 0 at a KKT point, without units.
+    nit : Array of int32, shape () or (..., N)
+        Steps taken.
+    status : Array of int32, shape () or (..., N)
+        One `Status` per column.
+    active_mask : Array of int32, shape of x
+        -1 where x equals its lower bound, 1 its upper one, 0 elsewhere, as in SciPy.
+
+    x, dual and residual_norm carry derivatives.
+    """
+
+    x: Array
+    dual: Array
+    residual_norm: Array
+    optimality: Array
+    nit: Array
+    status: Array
+    active_mask: Array
+
+    @property
+    def success(self) -> Array:
+        """Which columns converged, shape of status, bool."""
+        return self.status == Status.CONVERGED
+
+
+def raise_if_failed(solution: Solution) -> None:
+    """Raise if any column failed, saying how many, why, and what to try.
+
+    Waits for the result; call it outside `jax.jit`.
+
+    Parameters
+    ----------
+    solution : Solution
+
+    Raises
+    ------
+    RuntimeError
+        If any status is not `Status.CONVERGED`.
+
+    Examples
+    --------
+    >>> import jaxnnls, numpy as np
+    >>> sol = jaxnnls.lsq_linear(np.eye(2), np.array([[1.0, np.nan], [2.0, 3.0]]))
+    >>> jaxnnls.raise_if_failed(sol)
+    Traceback (most recent call last):
+    ...
+    RuntimeError: 1 of 2 columns failed.
+    NONFINITE (1 column, first 1): NaN or inf in the data of this column (or in A): look for divisions by zero or overflow upstream.
+    """
+    status = np.asarray(solution.status)
+    failed = np.flatnonzero(status)
+    if not failed.size:
+        return
+    lines = [f"{failed.size} of {status.size} columns failed."]
+    for value in np.unique(status[status != 0]):
+        where = np.argwhere(status == value)
+        first = ", ".join(str(i) for i in where[0]) or "0"
+        count = f"{len(where)} column{'s' * (len(where) != 1)}, first {first}"
+        lines.append(f"{Status(value).name} ({count}): {Status(value).advice}")
+    raise RuntimeError("\n".join(lines))
+
+
+def count_statuses(status: Array) -> dict[str, int]:
+    """How many columns ended in which way, by name, without the ways that did not occur."""
+    values, counts = np.unique(np.asarray(status), return_counts=True)
+    return {Status(v).name: int(c) for v, c in zip(values, counts)}
+
+
+def choose_status(
+    converged: Array, out_of_steps: Array, finite: Array, feasible: Array, bounded: Array
+) -> Array:
+    """The status of each column from what is known of it, the most telling first. Shapes (N,)."""
+    status = jnp.where(out_of_steps, Status.MAX_STEPS, Status.PRECISION)
+    status = jnp.where(converged, Status.CONVERGED, status)
+    status = jnp.where(bounded, status, Status.UNBOUNDED)
+    status = jnp.where(feasible, status, Status.INFEASIBLE)
+    return jnp.where(finite, status, Status.NONFINITE).astype(jnp.int32)

@@ -1,0 +1,298 @@
+"""From a problem to its solution: prepare the matrix once, then solve block after block.
+
+Per block, each part takes over the columns that the one before it left unsolved:
+
+    wide A, no ridge, no l1:   `least_norm`, the dual: exact fits, already of least norm
+    every problem:             `descend`, sweeps and conjugate gradients
+    what is left, and          `solve_column`, proximal Newton with factorisations, a few columns at a time
+    whatever is not unique
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxnnls._blocks import block_size, map_columns
+from jaxnnls._descent import FIRST_SWEEPS, SWEEPS, descend, polish
+from jaxnnls._dual import least_norm
+from jaxnnls._objective import Problem, attainable, einsum, gradient, natural_residual
+from jaxnnls._proximal import solve_column
+from jaxnnls._scaling import Scales, column_size, matrix_scales, scale_columns, scale_matrix
+from jaxnnls._solution import choose_status
+
+DESCENT_STEPS = 12
+POLISH_STEPS = 64
+DEFAULT_MAX_STEPS = 500
+RESCUE_ELEMENTS = 2**16  # of the matrices that are factorised at a time
+
+
+class Options(NamedTuple):
+    """What steers the iteration and has no derivative."""
+
+    x_init: Array | None  # (n, N) or (n, 1)
+    tol: Array  # ()
+    max_steps: Array  # (), int32
+
+
+class Result(NamedTuple):
+    """The solution of each column and how it was reached."""
+
+    x: Array  # (n, N)
+    optimality: Array  # (N,)
+    nit: Array  # (N,), int32
+    status: Array  # (N,), int32
+
+
+class Matrix(NamedTuple):
+    """What is computed once for all columns that share a matrix. Scaled: H has a unit diagonal."""
+
+    problem: Problem  # unit columns, right-hand sides still in their own units
+    scales: Scales
+    unit: Array  # (n, 1), s relative to its maximum
+    gram: Array | None  # (n, n), H; None where products with A are cheaper
+    root: Array  # (min(m, n), n), R with R'R = H without its ridge; zeros where H is regular
+    inverse: Array | None  # (m, m), about (C C')^-1 with C = A diag(unit), for wide A
+    singular: Array  # (), bool: whether minimisers may fail to be unique
+    finite: Array  # (), bool
+
+
+def prepare(problem: Problem) -> Matrix:
+    """Scale the matrix and form what every block needs of it."""
+    finite = jnp.all(jnp.isfinite(problem.ridge))
+    for matrix in (problem.A, problem.Q):
+        if matrix is not None:
+            finite &= jnp.all(jnp.isfinite(matrix))
+    problem = problem._replace(
+        A=None if problem.A is None else jnp.where(finite, problem.A, 0),
+        Q=None if problem.Q is None else jnp.where(finite, (problem.Q + problem.Q.T) / 2, 0),
+        ridge=jnp.where(finite, problem.ridge, 0),
+    )
+    scales = matrix_scales(problem)
+    scaled = scale_matrix(problem, scales)
+    unit = scales.s / jnp.max(scales.s, initial=0)
+    n = unit.shape[0]
+    gram, inverse = None, None
+    if scaled.A is None:
+        assert scaled.Q is not None
+        gram = jnp.where(jnp.eye(n, dtype=bool), 1, scaled.Q)
+        singular = ~(smallest_pivot(gram, scales.junk) > 16 * n * jnp.finfo(gram.dtype).eps)
+        root = root_of(gram, singular)
+    else:
+        A = scaled.A
+        m = A.shape[0]
+        if n <= 2 * m:
+            gram = einsum("ij,ik->jk", A, A) + jnp.diag(scaled.ridge[:, 0])
+        if m < n:
+            singular, root = ~jnp.any(problem.ridge > 0), A
+            C = A * unit.T
+            inverse = regularised_inverse(einsum("ij,kj->ik", C, C))
+        else:
+            root = jnp.linalg.qr(A, mode="r")
+            pivots = jnp.where(scales.junk[:, 0], 1, jnp.abs(jnp.diag(root)))
+            threshold = 4 * math.sqrt(m + n) * jnp.finfo(A.dtype).eps
+            singular = (jnp.min(pivots, initial=1) <= threshold) & ~jnp.any(problem.ridge > 0)
+    return Matrix(scaled, scales, unit, gram, root, inverse, singular, finite)
+
+
+def regularised_inverse(M: Array) -> Array:
+    """(M + delta I)^-1 with the smallest delta that rounding allows."""
+    m = M.shape[0]
+    trace = jnp.trace(M)
+    delta = 8 * jnp.finfo(M.dtype).eps * jnp.where(trace > 0, trace, 1)
+    factor = jax.scipy.linalg.cho_factor(M + delta * jnp.eye(m, dtype=M.dtype))
+    return jax.scipy.linalg.cho_solve(factor, jnp.eye(m, dtype=M.dtype))
+
+
+def smallest_pivot(H: Array, junk: Array) -> Array:
+    """The smallest squared pivot of a Cholesky factorisation, NaN where it breaks down; 1 for no variables. ()."""
+    factor = jnp.linalg.cholesky(jnp.where(junk | junk.T, jnp.eye(H.shape[0], dtype=H.dtype), H))
+    return jnp.min(jnp.diag(factor) ** 2, initial=1)
+
+
+def root_of(H: Array, wanted: Array) -> Array:
+    """R with R'R = H where wanted, else 0. A loop of at most one turn, since under vmap a cond computes both sides."""
+
+    def compute(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        values, vectors = jnp.linalg.eigh(H)
+        cutoff = H.shape[0] * jnp.finfo(H.dtype).eps * jnp.max(values, initial=0)
+        return jnp.zeros_like(wanted), jnp.sqrt(jnp.where(values > cutoff, values, 0))[:, None] * vectors.T
+
+    return lax.while_loop(lambda state: state[0], compute, (wanted, jnp.zeros_like(H)))[1]
+
+
+class Block(NamedTuple):
+    """The columns of one block, in their own units."""
+
+    b: Array | None  # (m, k)
+    linear: Array  # (n, k) or (n, 1)
+    lower: Array  # (n, k) or (n, 1)
+    upper: Array  # (n, k) or (n, 1)
+    x_init: Array | None  # (n, k) or (n, 1)
+
+
+def bytes_per_column(problem: Problem) -> int:
+    """What a column needs while its block is solved."""
+    n = problem.lower.shape[0]
+    m = 0 if problem.A is None else problem.A.shape[0]
+    return (24 * n + 12 * m) * problem.lower.dtype.itemsize
+
+
+@functools.partial(jax.jit, static_argnames="block_bytes")
+def solve(problem: Problem, options: Options, block_bytes: int) -> Result:
+    """Solve every column. No derivative: see `_derivative`."""
+    problem, options = lax.stop_gradient((problem, options))
+    columns = problem.linear if problem.b is None else problem.b
+    N = columns.shape[-1]
+    matrix = prepare(problem)
+    block = Block(problem.b, problem.linear, problem.lower, problem.upper, options.x_init)
+    size = block_size(N, bytes_per_column(problem), block_bytes)
+    return map_columns(lambda part: solve_block(matrix, problem, part, options), block, N, size)
+
+
+def solve_block(matrix: Matrix, original: Problem, block: Block, options: Options) -> Result:
+    """Solve the columns of one block."""
+    n, dtype = original.lower.shape[0], original.lower.dtype
+    scales = matrix.scales
+
+    # What cannot be solved is replaced by something that can, and marked.
+    finite = matrix.finite & ~jnp.any(jnp.isnan(block.lower) | jnp.isnan(block.upper), axis=0)
+    finite &= jnp.all(jnp.isfinite(block.linear), axis=0)
+    if block.b is not None:
+        finite &= jnp.all(jnp.isfinite(block.b), axis=0)
+    k = finite.shape[0]
+    boxed = (block.lower <= block.upper) & (block.lower < jnp.inf) & (block.upper > -jnp.inf)
+    feasible = jnp.all(boxed, axis=0)
+    usable = finite & feasible
+    lower = jnp.broadcast_to(jnp.where(usable, block.lower, 0), (n, k))
+    upper = jnp.broadcast_to(jnp.where(usable, block.upper, 0), (n, k))
+    raw = original._replace(
+        A=None if original.A is None else jnp.where(matrix.finite, original.A, 0),
+        b=None if block.b is None else jnp.where(usable, block.b, 0),
+        linear=jnp.broadcast_to(jnp.where(usable, block.linear, 0), (n, k)),
+        lower=lower,
+        upper=upper,
+    )
+
+    # Negligible columns: each variable goes where its linear term wants it.
+    goal = jnp.where(raw.linear > 0, lower, jnp.where(raw.linear < 0, upper, jnp.clip(0, lower, upper)))
+    bounded = jnp.all(~scales.junk | jnp.isfinite(goal), axis=0)
+    goal = jnp.where(jnp.isfinite(goal), goal, jnp.clip(0, lower, upper))
+    raw = raw._replace(lower=jnp.where(scales.junk, goal, lower), upper=jnp.where(scales.junk, goal, upper))
+
+    beta = column_size(raw, scales)
+    scaled = scale_columns(
+        matrix.problem._replace(
+            b=raw.b, linear=raw.linear / scales.s, lower=raw.lower * scales.s, upper=raw.upper * scales.s
+        ),
+        beta,
+    )
+    warm = block.x_init is not None
+    x = jnp.zeros((n, k), dtype)
+    if warm:
+        x = jnp.where(jnp.isfinite(block.x_init), block.x_init * scales.s / beta, 0)
+        x = jnp.where(jnp.isfinite(x), x, 0)
+    x = jnp.clip(x, scaled.lower, scaled.upper)
+
+    x, nit = iterate(matrix, scaled, x, usable, options, warm)
+
+    g = gradient(scaled, x)
+    optimality = natural_residual(x, g, scaled.lower, scaled.upper)
+    converged = optimality <= attainable(x, options.tol)
+    if original.Q is not None:
+        bounded &= converged | ~diverges(matrix, scaled, x)
+    status = choose_status(converged, nit >= options.max_steps, finite, feasible, bounded)
+
+    at_lower, at_upper = x <= scaled.lower, x >= scaled.upper
+    x = jnp.clip(x * beta / scales.s, lower, upper)
+    x = jnp.where(at_lower, raw.lower, jnp.where(at_upper, raw.upper, x))
+    return Result(
+        x=jnp.where(finite, x, jnp.nan),
+        optimality=jnp.where(finite, jnp.where(feasible, optimality, jnp.inf), jnp.nan),
+        nit=nit,
+        status=status,
+    )
+
+
+def iterate(
+    matrix: Matrix, problem: Problem, x: Array, usable: Array, options: Options, warm: bool
+) -> tuple[Array, Array]:
+    """Run the algorithms over a scaled block, starting from x (n, k). Returns x and the steps taken, (k,)."""
+    nit = jnp.zeros_like(usable, jnp.int32)
+    fitted = jnp.zeros_like(usable)
+    if matrix.inverse is not None:
+        # Without ridge and l1 an exact fit is optimal; x = z unit with z of least norm.
+        assert problem.A is not None and problem.b is not None
+        C = problem.A * matrix.unit.T
+        w = einsum("ij,jk->ik", matrix.inverse, einsum("ij,jk->ik", C, x / matrix.unit) if warm else problem.b)
+        eligible = usable & matrix.singular & jnp.all(problem.linear == 0, axis=0)
+        low, high = problem.lower / matrix.unit, problem.upper / matrix.unit
+        z, fitted, nit = least_norm(
+            C, matrix.inverse, problem.b, low, high, w, eligible, options.tol / 2, options.max_steps
+        )
+        fitted &= eligible
+        at_low, at_high = z <= low, z >= high
+        z = jnp.clip(z * matrix.unit, problem.lower, problem.upper)
+        z = jnp.where(at_low, problem.lower, jnp.where(at_high, problem.upper, z))
+        x = jnp.where(fitted, z, x)
+
+    rest = usable & ~fitted
+    steps = jnp.minimum(DESCENT_STEPS, options.max_steps)
+    first = SWEEPS if warm else FIRST_SWEEPS
+    end = descend(problem, matrix.gram, x, rest, options.tol, steps, first)
+    good = rest & (end.optimality <= attainable(end.x, options.tol))
+    x = polish(problem, matrix.gram, end.x, good, POLISH_STEPS)
+    nit += end.nit
+    pending = rest & (~good | matrix.singular) & (nit < options.max_steps)
+    return rescue(matrix, problem, x, nit, pending, options)
+
+
+def rescue(
+    matrix: Matrix, problem: Problem, x: Array, nit: Array, pending: Array, options: Options
+) -> tuple[Array, Array]:
+    """`solve_column` for the pending columns, a few at a time."""
+    k = pending.shape[0]
+    chunk = max(1, min(k, RESCUE_ELEMENTS // max(matrix.root.shape[0] ** 2, 1)))
+    gram = matrix.gram if matrix.inverse is None else None
+
+    def column(problem: Problem, x: Array, active: Array, budget: Array) -> tuple[Array, Array]:
+        problem = problem._replace(
+            b=None if problem.b is None else problem.b[:, None],
+            linear=problem.linear[:, None],
+            lower=problem.lower[:, None],
+            upper=problem.upper[:, None],
+        )
+        return solve_column(
+            problem, gram, matrix.root, matrix.unit[:, 0], x, active, matrix.singular, options.tol, budget
+        )
+
+    axes = Problem(None, None, None if problem.b is None else -1, -1, None, -1, -1)
+    columns = jax.vmap(column, in_axes=(axes, -1, 0, 0), out_axes=(-1, 0))
+
+    def turn(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        x, nit, pending = state
+        at = lax.top_k(pending.astype(jnp.float32), chunk)[1]
+        part = problem._replace(
+            b=None if problem.b is None else problem.b[:, at],
+            linear=problem.linear[:, at],
+            lower=problem.lower[:, at],
+            upper=problem.upper[:, at],
+        )
+        new, count = columns(part, x[:, at], pending[at], options.max_steps - nit[at])
+        return x.at[:, at].set(new), nit.at[at].add(count), pending.at[at].set(False)
+
+    x, nit, _ = lax.while_loop(lambda state: jnp.any(state[2]), turn, (x, nit, pending))
+    return x, nit
+
+
+def diverges(matrix: Matrix, problem: Problem, x: Array) -> Array:
+    """Whether x lies on a ray along which a quadratic program falls without limit, (k,)."""
+    assert matrix.gram is not None
+    size = jnp.max(jnp.abs(x), axis=0, initial=0)
+    ray = jnp.abs(x) > 1e-3 * size
+    open_ended = jnp.all(~ray | jnp.where(x > 0, problem.upper == jnp.inf, problem.lower == -jnp.inf), axis=0)
+    curvature = jnp.sum(x * einsum("ij,jk->ik", matrix.gram, x), axis=0)
+    return (size > 100) & open_ended & (curvature < 0.5 * jnp.abs(jnp.sum(problem.linear * x, axis=0)))
