@@ -23,6 +23,8 @@ FIRST_SWEEPS = 20
 SWEEPS = 4
 CG_STEPS = 15
 CG_REDUCTION = 1e-2
+POLISH_STEPS = 40
+REFINEMENTS = 4
 STEP_LENGTHS = (1.0, 0.5, 0.25, 0.0625)
 
 
@@ -162,19 +164,36 @@ def descend(
         return Descent(*(jnp.where(going, a, b) for a, b in zip(new, state)))
 
     nit = jnp.zeros_like(active, jnp.int32)
+    first_sweeps = jnp.where(jnp.any(active), first_sweeps, 0)
     start = sweep(problem, gram, x, gradient(problem, x), jnp.zeros_like(x), first_sweeps)
     start = state_at(jnp.where(active, start, x), nit)
     return lax.while_loop(lambda state: jnp.any(unfinished(state)), step, start)
 
 
-def polish(problem: Problem, gram: Array | None, x: Array, active: Array, steps: int) -> Array:
-    """Solve on the free set to rounding, with one refinement from A, wherever that stays within bounds. (n, k)."""
+def polish(problem: Problem, gram: Array | None, x: Array, active: Array) -> Array:
+    """Solve on the free set to rounding level, with refinement from A, wherever that stays within bounds. (n, k)."""
 
-    def refine(_: Array, x: Array) -> Array:
-        free = (interior(problem, x) & active).astype(x.dtype)
+    class State(NamedTuple):
+        x: Array
+        error: Array  # (k,), max |g| over the free set
+        g: Array
+        going: Array
+        count: Array
+
+    def measure(x: Array) -> tuple[Array, Array]:
         g = gradient(problem, x)
-        y = x + face_step(problem, gram, g, free, steps, jnp.finfo(x.dtype).eps ** 0.75)
-        smaller = jnp.max(jnp.abs(free * gradient(problem, y)), axis=0) < jnp.max(jnp.abs(free * g), axis=0)
-        return jnp.where(smaller & jnp.all((y > problem.lower) & (y < problem.upper) | (free == 0), axis=0), y, x)
+        return jnp.max(jnp.abs(g) * interior(problem, x), axis=0, initial=0), g
 
-    return lax.fori_loop(0, 2, refine, x)
+    def refine(state: State) -> State:
+        x, error, g, going, count = state
+        free = (interior(problem, x) & going).astype(x.dtype)
+        y = x + face_step(problem, gram, g, free, POLISH_STEPS, CG_REDUCTION)
+        new_error, new_g = measure(y)
+        inside = jnp.all(interior(problem, y) | (free == 0), axis=0)
+        better = going & inside & (new_error < error)
+        x, error, g = jnp.where(better, y, x), jnp.where(better, new_error, error), jnp.where(better, new_g, g)
+        return State(x, error, g, better & (error > attainable(x, 0)), count + 1)
+
+    error, g = measure(x)
+    start = State(x, error, g, active & (error > attainable(x, 0)), jnp.zeros((), jnp.int32))
+    return lax.while_loop(lambda state: jnp.any(state.going) & (state.count < REFINEMENTS), refine, start).x

@@ -61,6 +61,6 @@ def natural_residual(x: Array, g: Array, lower: Array, upper: Array) -> Array:
     return jnp.max(jnp.abs(x - jnp.clip(x - g, lower, upper)), axis=0, initial=0)
 
 
-def attainable(x: Array, tol: Array) -> Array:
+def attainable(x: Array, tol: Array | float) -> Array:
     """The natural residual that counts as optimal: tol, or what rounding leaves of it. x (n, N) scaled -> (N,)."""
     return jnp.maximum(tol, 2 * jnp.finfo(x.dtype).eps * (1 + jnp.sum(jnp.abs(x), axis=0)))

@@ -25,7 +25,6 @@ from jaxnnls._scaling import Scales, column_size, matrix_scales, scale_columns, 
 from jaxnnls._solution import choose_status
 
 DESCENT_STEPS = 12
-POLISH_STEPS = 64
 DEFAULT_MAX_STEPS = 500
 RESCUE_ELEMENTS = 2**16  # of the matrices that are factorised at a time
 
@@ -45,6 +44,7 @@ class Result(NamedTuple):
     optimality: Array  # (N,)
     nit: Array  # (N,), int32
     status: Array  # (N,), int32
+    singular: Array  # (), bool: whether the matrix is such that minimisers may fail to be unique
 
 
 class Matrix(NamedTuple):
@@ -145,16 +145,18 @@ def bytes_per_column(problem: Problem) -> int:
 def solve(problem: Problem, options: Options, block_bytes: int) -> Result:
     """Solve every column. No derivative: see `_derivative`."""
     problem, options = lax.stop_gradient((problem, options))
-    columns = problem.linear if problem.b is None else problem.b
-    N = columns.shape[-1]
+    N = (problem.linear if problem.b is None else problem.b).shape[-1]
     matrix = prepare(problem)
     block = Block(problem.b, problem.linear, problem.lower, problem.upper, options.x_init)
     size = block_size(N, bytes_per_column(problem), block_bytes)
-    return map_columns(lambda part: solve_block(matrix, problem, part, options), block, N, size)
+    columns = map_columns(lambda part: solve_block(matrix, problem, part, options), block, N, size)
+    return Result(*columns, singular=matrix.singular)
 
 
-def solve_block(matrix: Matrix, original: Problem, block: Block, options: Options) -> Result:
-    """Solve the columns of one block."""
+def solve_block(
+    matrix: Matrix, original: Problem, block: Block, options: Options
+) -> tuple[Array, Array, Array, Array]:
+    """Solve the columns of one block. Returns x, optimality, nit, status."""
     n, dtype = original.lower.shape[0], original.lower.dtype
     scales = matrix.scales
 
@@ -209,12 +211,8 @@ def solve_block(matrix: Matrix, original: Problem, block: Block, options: Option
     at_lower, at_upper = x <= scaled.lower, x >= scaled.upper
     x = jnp.clip(x * beta / scales.s, lower, upper)
     x = jnp.where(at_lower, raw.lower, jnp.where(at_upper, raw.upper, x))
-    return Result(
-        x=jnp.where(finite, x, jnp.nan),
-        optimality=jnp.where(finite, jnp.where(feasible, optimality, jnp.inf), jnp.nan),
-        nit=nit,
-        status=status,
-    )
+    optimality = jnp.where(finite, jnp.where(feasible, optimality, jnp.inf), jnp.nan)
+    return jnp.where(finite, x, jnp.nan), optimality, nit, status
 
 
 def iterate(
@@ -230,13 +228,12 @@ def iterate(
         w = einsum("ij,jk->ik", matrix.inverse, einsum("ij,jk->ik", C, x / matrix.unit) if warm else problem.b)
         eligible = usable & matrix.singular & jnp.all(problem.linear == 0, axis=0)
         low, high = problem.lower / matrix.unit, problem.upper / matrix.unit
-        z, fitted, nit = least_norm(
-            C, matrix.inverse, problem.b, low, high, w, eligible, options.tol / 2, options.max_steps
-        )
-        fitted &= eligible
+        z, nit = least_norm(C, matrix.inverse, problem.b, low, high, w, eligible, options.max_steps)
         at_low, at_high = z <= low, z >= high
         z = jnp.clip(z * matrix.unit, problem.lower, problem.upper)
         z = jnp.where(at_low, problem.lower, jnp.where(at_high, problem.upper, z))
+        optimality = natural_residual(z, gradient(problem, z), problem.lower, problem.upper)
+        fitted = eligible & (optimality <= attainable(z, options.tol))
         x = jnp.where(fitted, z, x)
 
     rest = usable & ~fitted
@@ -244,7 +241,7 @@ def iterate(
     first = SWEEPS if warm else FIRST_SWEEPS
     end = descend(problem, matrix.gram, x, rest, options.tol, steps, first)
     good = rest & (end.optimality <= attainable(end.x, options.tol))
-    x = polish(problem, matrix.gram, end.x, good, POLISH_STEPS)
+    x = polish(problem, matrix.gram, end.x, good)
     nit += end.nit
     pending = rest & (~good | matrix.singular) & (nit < options.max_steps)
     return rescue(matrix, problem, x, nit, pending, options)
