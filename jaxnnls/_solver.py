@@ -54,7 +54,7 @@ class Matrix(NamedTuple):
     scales: Scales
     unit: Array  # (n, 1), s relative to its maximum
     gram: Array | None  # (n, n), H; None where products with A are cheaper
-    root: Array  # (min(m, n), n), R with R'R = H without its ridge; zeros where H is regular
+    root: Array  # (min(m, n), n), R with R'R = A'A, or H where there is a Q
     inverse: Array | None  # (m, m), about (C C')^-1 with C = A diag(unit), for wide A
     singular: Array  # (), bool: whether minimisers may fail to be unique
     finite: Array  # (), bool
@@ -79,8 +79,8 @@ def prepare(problem: Problem) -> Matrix:
     if scaled.A is None:
         assert scaled.Q is not None
         gram = jnp.where(jnp.eye(n, dtype=bool), 1, scaled.Q)
-        singular = ~(smallest_pivot(gram, scales.junk) > 16 * n * jnp.finfo(gram.dtype).eps)
-        root = root_of(gram, singular)
+        root, singular = root_of(scaled.Q + jnp.diag(jnp.where(scales.junk[:, 0], 1, 0)))
+        singular &= ~jnp.any(problem.ridge > 0)
     else:
         A = scaled.A
         m = A.shape[0]
@@ -107,21 +107,19 @@ def regularised_inverse(M: Array) -> Array:
     return jax.scipy.linalg.cho_solve(factor, jnp.eye(m, dtype=M.dtype))
 
 
-def smallest_pivot(H: Array, junk: Array) -> Array:
-    """The smallest squared pivot of a Cholesky factorisation, NaN where it breaks down; 1 for no variables. ()."""
-    factor = jnp.linalg.cholesky(jnp.where(junk | junk.T, jnp.eye(H.shape[0], dtype=H.dtype), H))
-    return jnp.min(jnp.diag(factor) ** 2, initial=1)
+def root_of(H: Array) -> tuple[Array, Array]:
+    """R with R'R = H, and whether H is singular: the Cholesky factor, or where that breaks down by eigenvalues."""
+    n, eps = H.shape[0], jnp.finfo(H.dtype).eps
+    factor = jnp.linalg.cholesky(H).T
+    singular = ~(jnp.min(jnp.diag(factor) ** 2, initial=1) > 16 * n * eps)
 
-
-def root_of(H: Array, wanted: Array) -> Array:
-    """R with R'R = H where wanted, else 0. A loop of at most one turn, since under vmap a cond computes both sides."""
-
-    def compute(state: tuple[Array, Array]) -> tuple[Array, Array]:
+    def by_eigenvalues(state: tuple[Array, Array]) -> tuple[Array, Array]:
         values, vectors = jnp.linalg.eigh(H)
-        cutoff = H.shape[0] * jnp.finfo(H.dtype).eps * jnp.max(values, initial=0)
-        return jnp.zeros_like(wanted), jnp.sqrt(jnp.where(values > cutoff, values, 0))[:, None] * vectors.T
+        kept = values > n * eps * jnp.max(values, initial=0)
+        return jnp.zeros_like(singular), jnp.sqrt(jnp.where(kept, values, 0))[:, None] * vectors.T
 
-    return lax.while_loop(lambda state: state[0], compute, (wanted, jnp.zeros_like(H)))[1]
+    # A loop of at most one turn: under vmap a cond would compute both sides.
+    return lax.while_loop(lambda state: state[0], by_eigenvalues, (singular, factor))[1], singular
 
 
 class Block(NamedTuple):
@@ -253,7 +251,6 @@ def rescue(
     """`solve_column` for the pending columns, a few at a time."""
     k = pending.shape[0]
     chunk = max(1, min(k, RESCUE_ELEMENTS // max(matrix.root.shape[0] ** 2, 1)))
-    gram = matrix.gram if matrix.inverse is None else None
 
     def column(problem: Problem, x: Array, active: Array, budget: Array) -> tuple[Array, Array]:
         problem = problem._replace(
@@ -263,7 +260,7 @@ def rescue(
             upper=problem.upper[:, None],
         )
         return solve_column(
-            problem, gram, matrix.root, matrix.unit[:, 0], x, active, matrix.singular, options.tol, budget
+            problem, matrix.root, matrix.unit[:, 0], x, active, matrix.singular, options.tol, budget
         )
 
     axes = Problem(None, None, None if problem.b is None else -1, -1, None, -1, -1)
