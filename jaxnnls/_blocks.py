@@ -36,7 +36,10 @@ def map_columns(f: Callable[[T], U], columns: T, N: int, size: int) -> U:
 
     def call(parts: list[Array]) -> U:
         parts_iterator = iter(parts)
-        return f(treedef.unflatten(next(parts_iterator) if own else leaf for leaf, own in zip(leaves, mapped)))
+        block: T = jax.tree.unflatten(
+            treedef, [next(parts_iterator) if own else leaf for leaf, own in zip(leaves, mapped)]
+        )
+        return f(block)
 
     def join(leaf: Array) -> Array:
         leaf = jnp.moveaxis(leaf, 0, -2)

@@ -61,6 +61,7 @@ def sweep(problem: Problem, gram: Array | None, x: Array, g: Array, e: Array, co
 
         e = lax.fori_loop(0, count * n, update, e)
     else:
+        assert problem.A is not None
         columns = problem.A.T
 
         def update_residual(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -129,7 +130,7 @@ def descend(
     active: Array,
     tol: Array,
     max_steps: Array,
-    first_sweeps: Array,
+    first_sweeps: int,
 ) -> Descent:
     """Improve the active columns until each is optimal to tol, or max_steps outer steps are spent.
 
@@ -144,7 +145,8 @@ def descend(
     active : Array of bool, shape (k,)
         Other columns are returned as they are.
     tol : Array, shape ()
-    max_steps, first_sweeps : Array of int, shape ()
+    max_steps : Array of int, shape ()
+    first_sweeps : int
     """
 
     def state_at(x: Array, nit: Array) -> Descent:
@@ -164,9 +166,9 @@ def descend(
         return Descent(*(jnp.where(going, a, b) for a, b in zip(new, state)))
 
     nit = jnp.zeros_like(active, jnp.int32)
-    first_sweeps = jnp.where(jnp.any(active), first_sweeps, 0)
-    start = sweep(problem, gram, x, gradient(problem, x), jnp.zeros_like(x), first_sweeps)
-    start = state_at(jnp.where(active, start, x), nit)
+    sweeps = jnp.where(jnp.any(active), first_sweeps, 0)
+    swept = sweep(problem, gram, x, gradient(problem, x), jnp.zeros_like(x), sweeps)
+    start = state_at(jnp.where(active, swept, x), nit)
     return lax.while_loop(lambda state: jnp.any(unfinished(state)), step, start)
 
 
@@ -178,22 +180,22 @@ def polish(problem: Problem, gram: Array | None, x: Array, active: Array) -> Arr
         error: Array  # (k,), max |g| over the free set
         g: Array
         going: Array
-        count: Array
+        step: Array
 
     def measure(x: Array) -> tuple[Array, Array]:
         g = gradient(problem, x)
         return jnp.max(jnp.abs(g) * interior(problem, x), axis=0, initial=0), g
 
     def refine(state: State) -> State:
-        x, error, g, going, count = state
+        x, error, g, going, step = state
         free = (interior(problem, x) & going).astype(x.dtype)
         y = x + face_step(problem, gram, g, free, POLISH_STEPS, CG_REDUCTION)
         new_error, new_g = measure(y)
         inside = jnp.all(interior(problem, y) | (free == 0), axis=0)
         better = going & inside & (new_error < error)
         x, error, g = jnp.where(better, y, x), jnp.where(better, new_error, error), jnp.where(better, new_g, g)
-        return State(x, error, g, better & (error > attainable(x, 0)), count + 1)
+        return State(x, error, g, better & (error > attainable(x, 0)), step + 1)
 
     error, g = measure(x)
     start = State(x, error, g, active & (error > attainable(x, 0)), jnp.zeros((), jnp.int32))
-    return lax.while_loop(lambda state: jnp.any(state.going) & (state.count < REFINEMENTS), refine, start).x
+    return lax.while_loop(lambda state: jnp.any(state.going) & (state.step < REFINEMENTS), refine, start).x

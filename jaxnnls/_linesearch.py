@@ -24,13 +24,13 @@ def step_length(slope: Callable[[Array], Array], slope_at_zero: Array, active: A
         low_value: Array
         high: Array
         high_value: Array
-        count: Array
+        evaluations: Array
 
     def unfinished(state: State) -> Array:
         return active & (jnp.abs(state.value) > FLAT * slope_at_zero)
 
     def advance(state: State) -> State:
-        t, value, low, low_value, high, high_value, count = state
+        t, value, low, low_value, high, high_value, evaluations = state
         rising = value > 0
         low, low_value = jnp.where(rising, t, low), jnp.where(rising, value, low_value)
         high, high_value = jnp.where(rising, high, t), jnp.where(rising, high_value, value)
@@ -38,8 +38,8 @@ def step_length(slope: Callable[[Array], Array], slope_at_zero: Array, active: A
         width = jnp.where(bracketed, high - low, 0)
         secant = low + width * jnp.clip(low_value / jnp.where(bracketed, low_value - high_value, 1), 0.1, 0.9)
         new = jnp.where(unfinished(state), jnp.where(bracketed, secant, 4 * t), t)
-        return State(new, slope(new), low, low_value, high, high_value, count + 1)
+        return State(new, slope(new), low, low_value, high, high_value, evaluations + 1)
 
     one, zero = jnp.ones_like(slope_at_zero), jnp.zeros_like(slope_at_zero)
     start = State(one, slope(one), zero, slope_at_zero, zero + jnp.inf, zero, jnp.zeros((), jnp.int32))
-    return lax.while_loop(lambda s: (s.count < MAX_EVALUATIONS) & jnp.any(unfinished(s)), advance, start).t
+    return lax.while_loop(lambda s: (s.evaluations < MAX_EVALUATIONS) & jnp.any(unfinished(s)), advance, start).t

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from optax.projections import projection_box
 
 # TF32 and bfloat16 products make A'A indefinite and residuals wrong in the third digit.
 einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
@@ -57,8 +58,8 @@ def gradient(problem: Problem, x: Array) -> Array:
 
 
 def natural_residual(x: Array, g: Array, lower: Array, upper: Array) -> Array:
-    """max_j |x_j - clip(x_j - g_j, lower_j, upper_j)| for each column, (N,): zero exactly at a KKT point."""
-    return jnp.max(jnp.abs(x - jnp.clip(x - g, lower, upper)), axis=0, initial=0)
+    """max_j |x_j - P(x_j - g_j)| for each column, P the projection onto the bounds: 0 at a KKT point only. (N,)."""
+    return jnp.max(jnp.abs(x - projection_box(x - g, lower, upper)), axis=0, initial=0)
 
 
 def attainable(x: Array, tol: Array | float) -> Array:

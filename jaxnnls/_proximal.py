@@ -73,14 +73,14 @@ def newton(R: Array, sub: Subproblem, active: Array) -> tuple[Array, Array, Arra
         w: Array
         u: Array
         going: Array
-        count: Array
+        nit: Array
 
     def direction(free: Array, r: Array) -> Array:
         matrix = einsum("ij,kj->ik", R * jnp.where(free, W, 0), R) + sigma * jnp.eye(R.shape[0], dtype=R.dtype)
         return cho_solve(cho_factor(matrix), r)
 
     def step(state: State) -> State:
-        w, u, going, count = state
+        w, u, going, nit = state
         x = jnp.clip(u, lower, upper)
         free = (u > lower) & (u < upper)
         r = einsum("ij,j->i", R, c - x) - sigma * (w - w_0)
@@ -99,11 +99,11 @@ def newton(R: Array, sub: Subproblem, active: Array) -> tuple[Array, Array, Arra
         # A full step that keeps the free set is exact; one that moves nothing cannot be improved on.
         exact = (t == 1) & jnp.all(free == ((new > lower) & (new < upper)))
         still = jnp.max(jnp.abs(y - x), initial=0) <= 4 * eps * jnp.max(jnp.abs(y), initial=0)
-        return State(jnp.where(going, w + t * d, w), new, going & ~exact & ~still, count + 1)
+        return State(jnp.where(going, w + t * d, w), new, going & ~exact & ~still, nit + 1)
 
     start = State(w_0, a + W * einsum("ij,i->j", R, w_0), active, jnp.zeros_like(active, jnp.int32))
-    end = lax.while_loop(lambda state: state.going & (state.count < NEWTON_STEPS), step, start)
-    return jnp.clip(end.u, lower, upper), end.w, end.count
+    end = lax.while_loop(lambda state: state.going & (state.nit < NEWTON_STEPS), step, start)
+    return jnp.clip(end.u, lower, upper), end.w, end.nit
 
 
 def rounding(x: Array) -> Array:

@@ -37,7 +37,7 @@ def pseudoinverse(M: Array) -> tuple[Array, Array]:
     >>> print(K[0].tolist(), N[0].tolist())
     [[0.25, 0.0], [0.0, 0.0]] [[0.0, 0.0], [0.0, 1.0]]
     """
-    k, p, _ = M.shape
+    p = M.shape[-1]
     eps = jnp.finfo(M.dtype).eps
     identity = jnp.eye(p, dtype=M.dtype)
     diagonal = jnp.einsum("kii->ki", M)
@@ -72,7 +72,9 @@ def pseudoinverse(M: Array) -> tuple[Array, Array]:
 
 
 @pseudoinverse.defjvp
-def _pseudoinverse_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple:
+def _pseudoinverse_jvp(
+    primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     K, N = pseudoinverse(*primals)
     (dM,) = tangents
     K_dM, N_dM = (einsum("kij,kjl->kil", P, dM) for P in (K, N))

@@ -31,7 +31,7 @@ _ADVICE = {
         "As good as this dtype allows, but not within tol: solve in float64 (jax.config.update('jax_enable_x64', True))"
         " or add a small ridge."
     ),
-    Status.NONFINITE: "NaN or inf in the data of this column (or in A): look for divisions by zero or overflow upstream.",
+    Status.NONFINITE: "NaN or inf in the data of this column or in A: look for what made it upstream.",
     Status.INFEASIBLE: "lower exceeds upper somewhere in this column: check how the bounds are computed.",
     Status.UNBOUNDED: "The objective falls without limit: add finite bounds or a ridge, or check that Q fits q.",
 }
@@ -97,7 +97,7 @@ def raise_if_failed(solution: Solution) -> None:
     Traceback (most recent call last):
     ...
     RuntimeError: 1 of 2 columns failed.
-    NONFINITE (1 column, first 1): NaN or inf in the data of this column (or in A): look for divisions by zero or overflow upstream.
+    NONFINITE (1 column, first 1): NaN or inf in the data of this column or in A: look for what made it upstream.
     """
     status = np.asarray(solution.status)
     failed = np.flatnonzero(status)
@@ -118,9 +118,7 @@ def count_statuses(status: Array) -> dict[str, int]:
     return {Status(v).name: int(c) for v, c in zip(values, counts)}
 
 
-def choose_status(
-    converged: Array, out_of_steps: Array, finite: Array, feasible: Array, bounded: Array
-) -> Array:
+def choose_status(converged: Array, out_of_steps: Array, finite: Array, feasible: Array, bounded: Array) -> Array:
     """The status of each column from what is known of it, the most telling first. Shapes (N,)."""
     status = jnp.where(out_of_steps, Status.MAX_STEPS, Status.PRECISION)
     status = jnp.where(converged, Status.CONVERGED, status)

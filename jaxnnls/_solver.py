@@ -10,7 +10,7 @@ Per block, each part takes over the columns that the one before it left unsolved
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -151,9 +151,7 @@ def solve(problem: Problem, options: Options, block_bytes: int) -> Result:
     return Result(*columns, singular=matrix.singular)
 
 
-def solve_block(
-    matrix: Matrix, original: Problem, block: Block, options: Options
-) -> tuple[Array, Array, Array, Array]:
+def solve_block(matrix: Matrix, original: Problem, block: Block, options: Options) -> tuple[Array, Array, Array, Array]:
     """Solve the columns of one block. Returns x, optimality, nit, status."""
     n, dtype = original.lower.shape[0], original.lower.dtype
     scales = matrix.scales
@@ -190,14 +188,13 @@ def solve_block(
         ),
         beta,
     )
-    warm = block.x_init is not None
     x = jnp.zeros((n, k), dtype)
-    if warm:
+    if block.x_init is not None:
         x = jnp.where(jnp.isfinite(block.x_init), block.x_init * scales.s / beta, 0)
         x = jnp.where(jnp.isfinite(x), x, 0)
     x = jnp.clip(x, scaled.lower, scaled.upper)
 
-    x, nit = iterate(matrix, scaled, x, usable, options, warm)
+    x, nit = iterate(matrix, scaled, x, usable, options, block.x_init is not None)
 
     g = gradient(scaled, x)
     optimality = natural_residual(x, g, scaled.lower, scaled.upper)
@@ -259,11 +256,10 @@ def rescue(
             lower=problem.lower[:, None],
             upper=problem.upper[:, None],
         )
-        return solve_column(
-            problem, matrix.root, matrix.unit[:, 0], x, active, matrix.singular, options.tol, budget
-        )
+        return solve_column(problem, matrix.root, matrix.unit[:, 0], x, active, matrix.singular, options.tol, budget)
 
-    axes = Problem(None, None, None if problem.b is None else -1, -1, None, -1, -1)
+    axes: Any = (None, None, None if problem.b is None else -1, -1, None, -1, -1)
+    axes = Problem(*axes)
     columns = jax.vmap(column, in_axes=(axes, -1, 0, 0), out_axes=(-1, 0))
 
     def turn(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:

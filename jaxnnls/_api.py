@@ -1,0 +1,238 @@
+"""The public functions: a docstring, a check, one call down, the result in the caller's shape and dtype."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxnnls._derivative import solve
+from jaxnnls._evaluate import dual_and_residual_norm
+from jaxnnls._problem import DEFAULT_BLOCK_BYTES, Arguments, assemble, check, columns_back, result_dtype
+from jaxnnls._solution import Solution
+
+
+def nnls(
+    A: ArrayLike,
+    B: ArrayLike,
+    *,
+    x_init: ArrayLike | None = None,
+    ridge: ArrayLike = 0.0,
+    l1: ArrayLike = 0.0,
+    tol: ArrayLike | None = None,
+    max_steps: ArrayLike | None = None,
+    block_bytes: int = DEFAULT_BLOCK_BYTES,
+) -> Array:
+    r"""Non-negative least squares, for every column of B.
+
+    .. math:: \min_{x \ge 0} \tfrac12 \|A x - b\|^2 + \tfrac{\text{ridge}}2 \|x\|^2 + \text{l1} \sum_j x_j
+
+    Where several x are optimal, this is the one of least Euclidean norm.
+
+    Parameters
+    ----------
+    A : array_like, shape (m, n)
+        One matrix for all columns. For several, use `jax.vmap`.
+    B : array_like, shape (m,) or (..., m, N)
+        Right-hand sides.
+    x_init : array_like, shape of the result, optional
+        A warm start. It changes the time a solve takes, not the answer.
+    ridge, l1 : float
+        Non-negative, differentiable; changing them does not recompile.
+    tol : float, optional
+        On the optimality (see `lsq_linear`); by default 1e-13 in float64 and 2e-6 in float32. Solutions are refined to
+        rounding level in any case.
+    max_steps : int, optional
+        Limit on the steps of the slowest column. The default is enough for everything reasonable.
+    block_bytes : int
+        Budget for the arrays of the columns that are solved at a time. Static.
+
+    Returns
+    -------
+    X : Array, shape (n,) or (..., n, N)
+        In the promoted floating dtype of A and B; half precision is computed in float32. Differentiable in A, B,
+        ridge and l1, in forward and reverse mode and to any order. Columns with NaN or inf in their data are NaN; use
+        `lsq_linear` for the status of each column.
+
+    Raises
+    ------
+    ValueError
+        For shapes that do not fit, and for a negative ridge or l1.
+    TypeError
+        For complex data.
+
+    See Also
+    --------
+    lsq_linear : the same with bounds, and with multipliers and a status for each column.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, jaxnnls
+    >>> A = jnp.array([[1.0, 2.0], [3.0, 4.0]])
+    >>> print(jaxnnls.nnls(A, jnp.array([5.0, 6.0])).round(3))
+    [0.  1.7]
+
+    The derivative goes through the optimality conditions, here of the squared norm of the solution:
+
+    >>> print(jax.grad(lambda b: jnp.sum(jaxnnls.nnls(A, b) ** 2))(jnp.array([5.0, 6.0])).round(2))
+    [0.34 0.68]
+    """
+    arguments = Arguments(A, B, 0.0, jnp.inf, x_init, ridge, l1, tol, max_steps)
+    check(arguments, False, block_bytes)
+    return _solve_x(arguments, False, block_bytes)
+
+
+def lsq_linear(
+    A: ArrayLike,
+    B: ArrayLike,
+    bounds: tuple[ArrayLike, ArrayLike] = (-jnp.inf, jnp.inf),
+    *,
+    x_init: ArrayLike | None = None,
+    ridge: ArrayLike = 0.0,
+    l1: ArrayLike = 0.0,
+    tol: ArrayLike | None = None,
+    max_steps: ArrayLike | None = None,
+    block_bytes: int = DEFAULT_BLOCK_BYTES,
+) -> Solution:
+    r"""Least squares within bounds, for every column of B.
+
+    .. math:: \min_{l \le x \le u} \tfrac12 \|A x - b\|^2 + \tfrac{\text{ridge}}2 \|x\|^2 + \text{l1} \sum_j x_j
+
+    Where several x are optimal, this is the one of least Euclidean norm.
+
+    Parameters
+    ----------
+    A : array_like, shape (m, n)
+        One matrix for all columns. For several, use `jax.vmap`.
+    B : array_like, shape (m,) or (..., m, N)
+        Right-hand sides.
+    bounds : (lower, upper)
+        Scalars; one-dimensional: one entry per variable, length n; anything else broadcasts to x, so that each column
+        may have its own. Infinite bounds are none; lower = upper fixes a variable.
+    x_init : array_like, shape of x, optional
+        A warm start. It changes the time a solve takes, not the answer.
+    ridge, l1 : float
+        Non-negative, differentiable; changing them does not recompile. l1 > 0 needs lower >= 0.
+    tol : float, optional
+        On the optimality; by default 1e-13 in float64 and 2e-6 in float32. Solutions are refined to rounding level in
+        any case.
+    max_steps : int, optional
+        Limit on the steps of the slowest column. The default is enough for everything reasonable.
+    block_bytes : int
+        Budget for the arrays of the columns that are solved at a time. Static.
+
+    Returns
+    -------
+    solution : Solution
+        x, dual and residual_norm carry derivatives with respect to A, B, ridge, l1 and finite bounds. Nothing raises
+        for a column that fails: look at its status, or call `raise_if_failed`.
+
+    Raises
+    ------
+    ValueError
+        For shapes that do not fit, and, where the values are known at trace time, for lower > upper, a negative ridge
+        or l1, and l1 with a negative lower bound.
+    TypeError
+        For complex data.
+
+    Notes
+    -----
+    optimality is the natural residual :math:`\max_j |x_j - \mathrm{clip}(x_j - g_j, l_j, u_j)|` of the problem with
+    unit columns and a right-hand side of unit size, g being the gradient. A column has converged where that is at most
+    tol, or a small multiple of the rounding error of g.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, jaxnnls
+    >>> A = jnp.array([[1.0, 0.5], [0.0, 1.0], [1.0, 1.0]])
+    >>> sol = jaxnnls.lsq_linear(A, jnp.array([2.0, -1.0, 1.0]), bounds=(0, 1))
+    >>> sol.x, sol.active_mask, int(sol.status)
+    (Array([1., 0.], dtype=float32), Array([ 1, -1], dtype=int32), 0)
+    """
+    lower, upper = bounds
+    arguments = Arguments(A, B, lower, upper, x_init, ridge, l1, tol, max_steps)
+    check(arguments, False, block_bytes)
+    return _solve(arguments, False, block_bytes)
+
+
+def box_qp(
+    Q: ArrayLike,
+    q: ArrayLike,
+    bounds: tuple[ArrayLike, ArrayLike] = (0.0, jnp.inf),
+    *,
+    x_init: ArrayLike | None = None,
+    ridge: ArrayLike = 0.0,
+    l1: ArrayLike = 0.0,
+    tol: ArrayLike | None = None,
+    max_steps: ArrayLike | None = None,
+    block_bytes: int = DEFAULT_BLOCK_BYTES,
+) -> Solution:
+    r"""Convex quadratic programs within bounds, for every column of q.
+
+    .. math:: \min_{l \le x \le u} \tfrac12 x^T Q x - q^T x + \tfrac{\text{ridge}}2 \|x\|^2 + \text{l1} \sum_j x_j
+
+    With Q = A'A and q = A'b this is `lsq_linear`, for those who have only the Gram matrix; with A at hand,
+    `lsq_linear` is more accurate.
+
+    Parameters
+    ----------
+    Q : array_like, shape (n, n)
+        Positive semidefinite; its symmetric part counts, and its cotangent is symmetric.
+    q : array_like, shape (n,) or (..., n, N)
+        Linear terms.
+    bounds, x_init, ridge, l1, tol, max_steps, block_bytes
+        As for `lsq_linear`; x >= 0 by default.
+
+    Returns
+    -------
+    solution : Solution
+        As for `lsq_linear`, with residual_norm NaN. The status is UNBOUNDED where the objective has no minimum.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As for `lsq_linear`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, jaxnnls
+    >>> sol = jaxnnls.box_qp(jnp.array([[2.0, 0.0], [0.0, 1.0]]), jnp.array([1.0, -1.0]))
+    >>> sol.x, sol.dual
+    (Array([0.5, 0. ], dtype=float32), Array([0., 1.], dtype=float32))
+    """
+    lower, upper = bounds
+    arguments = Arguments(Q, q, lower, upper, x_init, ridge, l1, tol, max_steps)
+    check(arguments, True, block_bytes)
+    return _solve(arguments, True, block_bytes)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _solve_x(arguments: Arguments, quadratic: bool, block_bytes: int) -> Array:
+    problem, options = assemble(arguments, quadratic)
+    x = solve(problem, options, block_bytes).x
+    return columns_back(x, arguments).astype(result_dtype(arguments))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _solve(arguments: Arguments, quadratic: bool, block_bytes: int) -> Solution:
+    problem, options = assemble(arguments, quadratic)
+    result = solve(problem, options, block_bytes)
+    dual, residual_norm = dual_and_residual_norm(problem, result.x, block_bytes)
+    mask = jnp.where(result.x <= problem.lower, -1, jnp.where(result.x >= problem.upper, 1, 0)).astype(jnp.int32)
+
+    def back(a: Array, dtype: Any = None) -> Array:
+        a = columns_back(a, arguments)
+        return a if dtype is None else a.astype(dtype)
+
+    dtype = result_dtype(arguments)
+    return Solution(
+        x=back(result.x, dtype),
+        dual=back(dual, dtype),
+        residual_norm=back(residual_norm, dtype),
+        optimality=back(result.optimality, dtype),
+        nit=back(result.nit),
+        status=back(result.status),
+        active_mask=back(mask),
+    )

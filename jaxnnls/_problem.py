@@ -1,0 +1,182 @@
+"""From what the user passes to a `Problem`: the only checks, the only ValueErrors, and the only reshaping."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxnnls._objective import Problem
+from jaxnnls._solver import DEFAULT_MAX_STEPS, Options
+
+DEFAULT_BLOCK_BYTES = 2**24
+
+
+class Arguments(NamedTuple):
+    """The arguments of one call, checked but not yet reshaped."""
+
+    matrix: ArrayLike  # A (m, n) or Q (n, n)
+    columns: ArrayLike  # B (m,) or (..., m, N), or q
+    lower: ArrayLike
+    upper: ArrayLike
+    x_init: ArrayLike | None
+    ridge: ArrayLike
+    l1: ArrayLike
+    tol: ArrayLike | None
+    max_steps: ArrayLike | None
+
+
+def known(value: Any) -> bool:
+    """Whether the value of an array can be looked at now: not while it is traced."""
+    return not isinstance(value, jax.core.Tracer)
+
+
+def check(arguments: Arguments, quadratic: bool, block_bytes: int) -> None:
+    """Raise for anything the solver cannot take.
+
+    Raises
+    ------
+    ValueError
+        For ranks and sizes that do not fit, and for values out of range where they are known at trace time.
+    TypeError
+        For complex or non-numeric arrays.
+    """
+    matrix, columns, lower, upper, x_init, ridge, l1, tol, max_steps = arguments
+    name, right = ("Q", "q") if quadratic else ("A", "B")
+    for label, value in ((name, matrix), (right, columns), ("lower", lower), ("upper", upper), ("x_init", x_init)):
+        if value is not None:
+            _check_real(label, value)
+    rows, shape = np.shape(matrix), np.shape(columns)
+    if len(rows) != 2:
+        raise ValueError(f"Expected {name} with two axes, got shape {rows}; for several {name} use jax.vmap.")
+    if quadratic and rows[0] != rows[1]:
+        raise ValueError(f"Expected a square Q, got shape {rows}.")
+    if not shape:
+        raise ValueError(f"Expected {right} with at least one axis, got a scalar.")
+    length = shape[0] if len(shape) == 1 else shape[-2]
+    if length != rows[0]:
+        raise ValueError(
+            f"Expected {right} of shape ({rows[0]},) or (..., {rows[0]}, N) to go with {name} of shape {rows}, got"
+            f" shape {shape}; columns are problems, so a transpose may be missing."
+        )
+    n = rows[1]
+    x_shape = (n,) if len(shape) == 1 else (*shape[:-2], n, shape[-1])
+    for label, value in (("lower", lower), ("upper", upper)):
+        _check_bound(label, np.shape(value), x_shape, n)
+    if x_init is not None and np.shape(x_init) != x_shape:
+        raise ValueError(f"Expected x_init of the shape of x, {x_shape}, got shape {np.shape(x_init)}.")
+    for label, value in (("ridge", ridge), ("l1", l1), ("tol", tol), ("max_steps", max_steps)):
+        if value is None:
+            continue
+        _check_real(label, value)
+        if np.shape(value) != ():
+            raise ValueError(f"Expected a scalar {label}, got shape {np.shape(value)}.")
+        if known(value) and np.asarray(value) < 0:
+            raise ValueError(f"Expected {label} >= 0, got {value}.")
+    if not isinstance(block_bytes, int) or block_bytes <= 0:
+        raise ValueError(f"Expected block_bytes to be a positive int, got {block_bytes!r}.")
+    _check_box(lower, upper, l1, x_shape)
+
+
+def _check_real(label: str, value: ArrayLike) -> None:
+    dtype = jnp.result_type(value)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(f"Expected a real {label}, got dtype {dtype}; solve for real and imaginary part separately.")
+    if not (jnp.issubdtype(dtype, jnp.number) or dtype == jnp.bool_):
+        raise TypeError(f"Expected numbers in {label}, got dtype {dtype}.")
+
+
+def _check_bound(label: str, shape: tuple[int, ...], x_shape: tuple[int, ...], n: int) -> None:
+    if shape in ((), (n,)):
+        return
+    if len(shape) == 1:
+        raise ValueError(f"Expected a one-dimensional {label} to have one entry per variable, {n}, got {shape[0]}.")
+    try:
+        fits = np.broadcast_shapes(shape, x_shape) == x_shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"Expected {label} to broadcast to the shape of x, {x_shape}, got shape {shape}.")
+
+
+def _check_box(lower: ArrayLike, upper: ArrayLike, l1: ArrayLike, x_shape: tuple[int, ...]) -> None:
+    if known(lower) and known(upper):
+        low, high = (np.asarray(bound) for bound in (lower, upper))
+        if len(x_shape) > 1:
+            low, high = (bound[:, None] if bound.ndim == 1 else bound for bound in (low, high))
+        crossed = low > high
+        if np.any(crossed):
+            raise ValueError(
+                f"Expected lower <= upper, got lower > upper in {np.count_nonzero(crossed)} of {crossed.size} places."
+            )
+        if np.any(low == np.inf) or np.any(high == -np.inf):
+            raise ValueError("Expected lower < inf and upper > -inf, got a box without finite points.")
+    if known(l1) and np.asarray(l1) > 0 and known(lower) and np.any(np.asarray(lower) < 0):
+        raise ValueError("Expected lower >= 0 where l1 > 0, since l1 weighs sum(x); raise lower or use ridge.")
+
+
+def result_dtype(arguments: Arguments) -> Any:
+    """The dtype of x: the promoted inexact dtype of the matrix and the right-hand sides."""
+    return jnp.result_type(jnp.asarray(arguments.matrix), jnp.asarray(arguments.columns), float)
+
+
+def assemble(arguments: Arguments, quadratic: bool) -> tuple[Problem, Options]:
+    """The problem with columns last, in the dtype that it is solved in."""
+    dtype = result_dtype(arguments)
+    dtype = jnp.promote_types(dtype, jnp.float32)
+    matrix, columns = jnp.asarray(arguments.matrix, dtype), jnp.asarray(arguments.columns, dtype)
+    n = matrix.shape[1]
+    x_shape = (n,) if columns.ndim == 1 else (*columns.shape[:-2], n, columns.shape[-1])
+
+    def spread(value: ArrayLike) -> Array:
+        """A bound as (n, N), or (n, 1) where all columns share it."""
+        value = jnp.asarray(value, dtype)
+        value = value[:, None] if value.ndim == 1 and len(x_shape) > 1 else value
+        shared = value.ndim < 2 or (value.shape[-1] == 1 and math.prod(value.shape[:-2]) == 1)
+        if shared and len(x_shape) > 1:
+            return jnp.broadcast_to(value, (*value.shape[:-2], n, 1)).reshape(n, 1)
+        return columns_last(jnp.broadcast_to(value, x_shape))
+
+    ridge, l1 = jnp.asarray(arguments.ridge, dtype), jnp.asarray(arguments.l1, dtype)
+    linear = jnp.broadcast_to(l1, (n, 1))
+    right = columns_last(columns)
+    lower, upper = spread(arguments.lower), spread(arguments.upper)
+    x_init = None if arguments.x_init is None else columns_last(jnp.asarray(arguments.x_init, dtype))
+
+    # No equations are one equation 0 x = 0; no variables are one variable fixed at 0 (`columns_back` drops it).
+    if n == 0:
+        linear, lower, upper = (jnp.zeros((1, 1), dtype) for _ in range(3))
+        x_init = None
+        matrix = jnp.zeros((1, 1) if quadratic else (matrix.shape[0], 1), dtype)
+        right = jnp.zeros((1, right.shape[1]), dtype) if quadratic else right
+    if matrix.shape[0] == 0:
+        matrix, right = jnp.zeros((1, matrix.shape[1]), dtype), jnp.zeros((1, right.shape[1]), dtype)
+
+    if quadratic:
+        problem = Problem(None, matrix, None, linear - right, ridge, lower, upper)
+    else:
+        problem = Problem(matrix, None, right, linear, ridge, lower, upper)
+    tol = jnp.finfo(dtype).eps ** 0.83 if arguments.tol is None else arguments.tol
+    max_steps = DEFAULT_MAX_STEPS if arguments.max_steps is None else arguments.max_steps
+    return problem, Options(x_init, jnp.asarray(tol, dtype), jnp.asarray(max_steps, jnp.int32))
+
+
+def columns_last(a: Array) -> Array:
+    """(m,) -> (m, 1); (..., m, N) -> (m, all columns)."""
+    if a.ndim == 1:
+        return a[:, None]
+    return jnp.moveaxis(a, -2, 0).reshape(a.shape[-2], math.prod(a.shape[:-2]) * a.shape[-1])
+
+
+def columns_back(a: Array, arguments: Arguments) -> Array:
+    """The inverse of `columns_last` for (n, N) in the shape of x, or (N,), one number a column."""
+    n, shape = np.shape(arguments.matrix)[1], np.shape(arguments.columns)
+    if a.ndim == 2:
+        a = a[:n]
+    if len(shape) == 1:
+        return a[..., 0]
+    batch = (*shape[:-2], shape[-1])
+    return a.reshape(batch) if a.ndim == 1 else jnp.moveaxis(a.reshape(n, *batch), 0, -2)
