@@ -1,8 +1,9 @@
 """Columns in blocks, so that memory does not grow with their number. No numerics here."""
 
+import functools
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,18 @@ from jax import Array, lax
 
 T = TypeVar("T")
 U = TypeVar("U")
+P = ParamSpec("P")
+
+
+def broadcasting(f: Callable[P, U]) -> Callable[P, U]:
+    """Let f broadcast by NumPy's rules, whatever the user's `jax.numpy_rank_promotion`: (N,) meets (n, N) all over."""
+
+    @functools.wraps(f)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> U:
+        with jax.numpy_rank_promotion("allow"):
+            return f(*args, **kwargs)
+
+    return wrapped
 
 
 def block_size(N: int, bytes_per_column: int, block_bytes: int) -> int:
@@ -18,6 +31,7 @@ def block_size(N: int, bytes_per_column: int, block_bytes: int) -> int:
     return math.ceil(max(N, 1) / math.ceil(max(N, 1) / most))
 
 
+@broadcasting
 def map_columns(f: Callable[[T], U], columns: T, N: int, size: int) -> U:
     """Apply f to blocks of `size` columns, one after another.
 

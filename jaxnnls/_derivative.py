@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxnnls import _solver
-from jaxnnls._blocks import block_size, map_columns
+from jaxnnls._blocks import block_size, broadcasting, map_columns
 from jaxnnls._objective import Problem, einsum, gradient
 from jaxnnls._pseudoinverse import pseudoinverse
 from jaxnnls._scaling import column_size, matrix_scales, scale_columns, scale_matrix
@@ -74,6 +74,7 @@ class Part(NamedTuple):
     dupper: Array
 
 
+@broadcasting
 def tangent(problem: Problem, x: Array, singular: Array, dproblem: Problem, block_bytes: int) -> Array:
     """dx for a change dproblem of the problem, in blocks that keep nothing for the backward pass. (n, N)."""
     n, N = x.shape

@@ -63,5 +63,9 @@ def natural_residual(x: Array, g: Array, lower: Array, upper: Array) -> Array:
 
 
 def attainable(x: Array, tol: Array | float) -> Array:
-    """The natural residual that counts as optimal: tol, or what rounding leaves of it. x (n, N) scaled -> (N,)."""
-    return jnp.maximum(tol, 2 * jnp.finfo(x.dtype).eps * (1 + jnp.sum(jnp.abs(x), axis=0)))
+    """The natural residual that counts as optimal: tol, or what rounding leaves of it. x (n, N) scaled -> (N,).
+
+    An x so large that rounding hides everything is not optimal, whatever its residual.
+    """
+    eps = jnp.finfo(x.dtype).eps
+    return jnp.maximum(tol, jnp.minimum(2 * eps * (1 + jnp.sum(jnp.abs(x), axis=0)), jnp.sqrt(eps)))

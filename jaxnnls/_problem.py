@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from jaxnnls._blocks import broadcasting
 from jaxnnls._objective import Problem
 from jaxnnls._solver import DEFAULT_MAX_STEPS, Options
 
@@ -123,6 +124,7 @@ def result_dtype(arguments: Arguments) -> Any:
     return jnp.result_type(jnp.asarray(arguments.matrix), jnp.asarray(arguments.columns), float)
 
 
+@broadcasting
 def assemble(arguments: Arguments, quadratic: bool) -> tuple[Problem, Options]:
     """The problem with columns last, in the dtype that it is solved in."""
     dtype = result_dtype(arguments)

@@ -5,7 +5,8 @@ With R'R = A'A (or Q), from a feasible x_k with gradient g_k, a proximal step go
     g_k'(x - x_k) + 1/2 ||R (x - x_k)||^2 + ridge/2 ||x - x_k||^2 + sigma/2 ||x - x_k||^2,    lower <= x <= upper
 
 It converges for every convex problem, singular or not, in few steps as sigma is small (Rockafellar 1976,
-doi:10.1137/0314056), and no step raises the objective, so there are no cycles. Its minimiser is
+doi:10.1137/0314056), and no step raises the objective, so there are no cycles. sigma starts as small as the dtype
+allows; after a step that rounding spoilt it is larger. The minimiser is
 
     x = clip(a + W R'w)    where    R (c - x) = sigma (w - w_0)
 
@@ -32,7 +33,8 @@ from jaxnnls._objective import Problem, attainable, einsum, gradient, natural_re
 
 NEWTON_STEPS = 50
 MULTIPLIER_STEPS = 6
-PATIENCE = 3
+PATIENCE = 6
+CAUTION = 1e3  # how much larger sigma becomes after a step that failed, and smaller after one that did not
 
 
 class Subproblem(NamedTuple):
@@ -55,6 +57,7 @@ class Column(NamedTuple):
     optimality: Array
     previous: Array  # the optimality that counted as progress
     since: Array  # steps since then
+    sigma: Array
     nit: Array
     projecting: Array  # bool: x is optimal, now for its norm
     y: Array  # (n,), the projection so far
@@ -167,13 +170,13 @@ def solve_column(
     def subproblem(state: Column) -> Subproblem:
         x, g = state.x, state.g
         step = Subproblem(
-            a=x - g / (sigma_step + ridge),
-            W=sigma_step / (sigma_step + ridge) * jnp.ones_like(x),
+            a=x - g / (state.sigma + ridge),
+            W=state.sigma / (state.sigma + ridge) * jnp.ones_like(x),
             c=x,
             w_0=jnp.zeros_like(state.w),
             lower=lower,
             upper=upper,
-            sigma=sigma_step,
+            sigma=state.sigma,
         )
         # All minimisers share H x, and a variable with a multiplier stays where it is.
         held = jnp.abs(g) > jnp.maximum(32 * rounding(x), 4 * state.optimality)
@@ -195,13 +198,15 @@ def solve_column(
         # As a proximal step.
         better = (jnp.sum((y - x) * (g + g_new)) < 0) | (optimality < state.optimality)
         better &= ~state.projecting
-        progress = optimality < 0.5 * state.previous
+        progress = better & (optimality < 0.5 * state.previous)
+        sigma = jnp.where(better, jnp.maximum(state.sigma / CAUTION, sigma_step), state.sigma * CAUTION)
         stepped = state._replace(
             x=jnp.where(better, y, x),
             g=jnp.where(better, g_new, g),
             optimality=jnp.where(better, optimality, state.optimality),
             previous=jnp.where(progress, optimality, state.previous),
             since=jnp.where(progress, 0, state.since + 1),
+            sigma=sigma,
         )
         optimal = stepped.optimality <= attainable(stepped.x, tol)
         stepped = stepped._replace(
@@ -229,6 +234,7 @@ def solve_column(
         optimality=optimality,
         previous=optimality,
         since=zero,
+        sigma=sigma_step,
         nit=zero,
         projecting=active & singular & (optimality <= rounding(x)),
         y=x,

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxnnls._blocks import block_size, map_columns
+from jaxnnls._blocks import block_size, broadcasting, map_columns
 from jaxnnls._descent import FIRST_SWEEPS, SWEEPS, descend, polish
 from jaxnnls._dual import least_norm
 from jaxnnls._objective import Problem, attainable, einsum, gradient, natural_residual
@@ -140,6 +140,7 @@ def bytes_per_column(problem: Problem) -> int:
 
 
 @functools.partial(jax.jit, static_argnames="block_bytes")
+@broadcasting
 def solve(problem: Problem, options: Options, block_bytes: int) -> Result:
     """Solve every column. No derivative: see `_derivative`."""
     problem, options = lax.stop_gradient((problem, options))
