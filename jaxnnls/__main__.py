@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxnnls import _demo
@@ -39,20 +40,20 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _bound(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if math.isnan(value):
-        raise argparse.ArgumentTypeError("expected a number, inf or -inf, got nan")
+        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}")
     return value
 
 
 def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"expected a finite number, got {text}")
+    value = _bound(text)
+    if math.isinf(value):
+        raise argparse.ArgumentTypeError(f"expected a finite number, got {text!r}")
     return value
-
-
-_bound.__name__ = _finite.__name__ = "number"  # argparse says "invalid number value"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,7 +88,9 @@ def _join_negative(argv: Sequence[str]) -> list[str]:
 
 
 def _print_report(report: Report) -> None:
-    counts = ", ".join(f"{count} {name}" for name, count in count_statuses(report.status).items()) or "none"
+    counts = (
+        ", ".join(f"{count} {name}" for name, count in count_statuses(jnp.asarray(report.status)).items()) or "none"
+    )
     known = report.optimality[~np.isnan(report.optimality)]
     worst = f"{known.max():.1e}" if known.size else "-"
     print(f"{report.status.size} columns in {report.seconds:.1f} s, worst optimality {worst}, status: {counts}")
@@ -111,15 +114,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         As `--help` has it.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if not argv:
-        return _demo.run()
     try:
+        if not argv:
+            return _demo.run()
         report = solve_files(Request(**vars(_parser().parse_args(_join_negative(argv)))))
     except (InputError, OSError) as error:
         print("jaxnnls: error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("jaxnnls: interrupted, nothing written", file=sys.stderr)
+        print("jaxnnls: interrupted", file=sys.stderr)
         return 130
     _print_report(report)
     worst = int(report.status.max(initial=0))

@@ -80,8 +80,7 @@ def nnls(
     [0.34 0.68]
     """
     arguments = Arguments(A, B, 0.0, jnp.inf, x_init, ridge, l1, tol, max_steps)
-    check(arguments, False, block_bytes)
-    return _solve_x(arguments, False, block_bytes)
+    return _solve_x(*check(arguments, False, block_bytes), False)
 
 
 def lsq_linear(
@@ -153,8 +152,7 @@ def lsq_linear(
     """
     lower, upper = bounds
     arguments = Arguments(A, B, lower, upper, x_init, ridge, l1, tol, max_steps)
-    check(arguments, False, block_bytes)
-    return _solve(arguments, False, block_bytes)
+    return _solve(*check(arguments, False, block_bytes), False)
 
 
 def box_qp(
@@ -204,19 +202,18 @@ def box_qp(
     """
     lower, upper = bounds
     arguments = Arguments(Q, q, lower, upper, x_init, ridge, l1, tol, max_steps)
-    check(arguments, True, block_bytes)
-    return _solve(arguments, True, block_bytes)
+    return _solve(*check(arguments, True, block_bytes), True)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _solve_x(arguments: Arguments, quadratic: bool, block_bytes: int) -> Array:
+def _solve_x(arguments: Arguments, block_bytes: int, quadratic: bool) -> Array:
     problem, options = assemble(arguments, quadratic)
     x = solve(problem, options, block_bytes).x
     return columns_back(x, arguments).astype(result_dtype(arguments))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _solve(arguments: Arguments, quadratic: bool, block_bytes: int) -> Solution:
+def _solve(arguments: Arguments, block_bytes: int, quadratic: bool) -> Solution:
     problem, options = assemble(arguments, quadratic)
     result = solve(problem, options, block_bytes)
     dual, residual_norm = dual_and_residual_norm(problem, result.x, block_bytes)

@@ -37,28 +37,35 @@ def map_columns(f: Callable[[T], U], columns: T, N: int, size: int) -> U:
 
     Leaves of `columns` have last axis N, or 1 for what all columns share; f sees (..., size) or (..., 1) and returns
     leaves with last axis `size`; the result has last axis N. Each block is one call of f on whole arrays: f may hold
-    while loops, which stop as soon as this block is done. Padding columns are zero.
+    while loops, which stop as soon as this block is done. The last block is filled up with columns of the one before
+    it, so that f is compiled for a single size.
     """
     leaves, treedef = jax.tree.flatten(columns)
     mapped = [leaf.shape[-1] == N for leaf in leaves]
-    blocks = math.ceil(max(N, 1) / size)
-    padding = blocks * size - N
-
-    def split(leaf: Array) -> Array:
-        leaf = jnp.pad(leaf, [(0, 0)] * (leaf.ndim - 1) + [(0, padding)]) if padding else leaf
-        return jnp.moveaxis(leaf.reshape(*leaf.shape[:-1], blocks, size), -2, 0)
 
     def call(parts: list[Array]) -> U:
-        parts_iterator = iter(parts)
-        block: T = jax.tree.unflatten(
-            treedef, [next(parts_iterator) if own else leaf for leaf, own in zip(leaves, mapped)]
-        )
+        remaining = iter(parts)
+        block: T = jax.tree.unflatten(treedef, [next(remaining) if own else leaf for leaf, own in zip(leaves, mapped)])
         return f(block)
 
-    def join(leaf: Array) -> Array:
-        leaf = jnp.moveaxis(leaf, 0, -2)
-        return leaf.reshape(*leaf.shape[:-2], blocks * size)[..., :N]
+    own_leaves = [leaf for leaf, own in zip(leaves, mapped) if own]
+    if N == 0:
+        zeros = [jnp.zeros((*leaf.shape[:-1], 1), leaf.dtype) for leaf in own_leaves]
+        return jax.tree.map(lambda leaf: leaf[..., :0], call(zeros))
+    if size >= N:
+        return call(own_leaves)
 
-    if blocks == 1 and not padding:
-        return call([leaf for leaf, own in zip(leaves, mapped) if own])
-    return jax.tree.map(join, lax.map(call, [split(leaf) for leaf, own in zip(leaves, mapped) if own]))
+    blocks = math.ceil(N / size)
+    tail = N - (blocks - 1) * size
+    starts = jnp.minimum(jnp.arange(blocks) * size, N - size)
+
+    def split(leaf: Array) -> Array:
+        # One gather lays the blocks out; padding and a transposition would copy everything twice.
+        return jax.vmap(lambda start: lax.dynamic_slice_in_dim(leaf, start, size, axis=leaf.ndim - 1))(starts)
+
+    def join(leaf: Array) -> Array:
+        full = jnp.moveaxis(leaf[:-1], 0, -2)
+        full = full.reshape(*full.shape[:-2], (blocks - 1) * size)
+        return jnp.concatenate([full, leaf[-1][..., size - tail :]], axis=-1)
+
+    return jax.tree.map(join, lax.map(call, [split(leaf) for leaf in own_leaves]))

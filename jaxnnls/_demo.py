@@ -21,6 +21,13 @@ GRADIENT_LIMIT = 2e-2  # float32 differences of a piecewise smooth function: a w
 Floats = NDArray[Any]
 
 
+class TimedSolution(NamedTuple):
+    """A solution, and the seconds until it was there."""
+
+    solution: Solution
+    seconds: float
+
+
 class GradientCheck(NamedTuple):
     """A directional derivative, computed in two ways."""
 
@@ -47,7 +54,7 @@ def plucked_strings(rng: np.random.Generator) -> Floats:
     Returns
     -------
     signal : ndarray, shape (samples,)
-        With white noise 60 dB below full scale, as a recording would have it. Without any, the high bands of a decayed
+        With white noise 50 dB below full scale, as a room has it. Without any, the high bands of a decayed
         note are below the rounding errors of the low ones in float32.
     """
     samples = int(NOTE_SECONDS * SAMPLE_RATE)
@@ -60,7 +67,7 @@ def plucked_strings(rng: np.random.Generator) -> Floats:
             period = 0.996 * (period + np.roll(period, 1)) / 2
         notes.append(np.concatenate(periods)[:samples])
     signal = np.concatenate(notes)
-    return signal + 1e-3 * rng.standard_normal(signal.size)
+    return signal + 10 ** (-50 / 20) * rng.standard_normal(signal.size)
 
 
 def magnitude_spectrogram(signal: Floats) -> Floats:
@@ -131,11 +138,11 @@ def check_gradient(A: Floats, B: Floats, rng: np.random.Generator) -> GradientCh
     return GradientCheck(float(np.sum(gradient * direction)), (above - below) / (2 * step))
 
 
-def timed_solve(A: Floats, B: Floats) -> tuple[Solution, float]:
-    """The non-negative solution, and the seconds until it was there."""
+def timed_solve(A: Floats, B: Floats) -> TimedSolution:
+    """The non-negative solution, waited for."""
     start = time.perf_counter()
     solution = jax.block_until_ready(jaxnnls.lsq_linear(A, B, bounds=(0.0, jnp.inf)))
-    return solution, time.perf_counter() - start
+    return TimedSolution(solution, time.perf_counter() - start)
 
 
 def run() -> int:

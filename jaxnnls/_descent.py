@@ -129,10 +129,10 @@ def descend(
     x: Array,
     active: Array,
     tol: Array,
-    max_steps: Array,
+    steps: Array,
     first_sweeps: int,
 ) -> Descent:
-    """Improve the active columns until each is optimal to tol, or max_steps outer steps are spent.
+    """Improve the active columns until each is optimal to tol, or has spent its outer steps.
 
     Parameters
     ----------
@@ -145,7 +145,8 @@ def descend(
     active : Array of bool, shape (k,)
         Other columns are returned as they are.
     tol : Array, shape ()
-    max_steps : Array of int, shape ()
+    steps : Array of int, shape (k,)
+        How many outer steps each column may take.
     first_sweeps : int
     """
 
@@ -154,7 +155,7 @@ def descend(
         return Descent(x, g, natural_residual(x, g, problem.lower, problem.upper), nit)
 
     def unfinished(state: Descent) -> Array:
-        return active & (state.optimality > attainable(state.x, tol)) & (state.nit < max_steps)
+        return active & (state.optimality > attainable(state.x, tol)) & (state.nit < steps)
 
     def step(state: Descent) -> Descent:
         x, g, _, nit = state

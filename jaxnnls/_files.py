@@ -48,13 +48,7 @@ class Report(NamedTuple):
 
 
 class Progress:
-    """A line on stderr that tells how far the work is, if there is somebody at a terminal to read it.
-
-    Parameters
-    ----------
-    total : int
-        Number of columns.
-    """
+    """A line on stderr that says how many of `total` columns are done, if stderr is a terminal."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -63,35 +57,21 @@ class Progress:
 
     def show(self, done: int) -> None:
         """Rewrite the line for so many columns done."""
-        if not self.shown:
-            return
         rate = done / max(time.perf_counter() - self.start, 1e-9)
         left = f"{(self.total - done) / rate:.0f} s left" if done else "compiling"
-        line = f"{done / self.total:4.0%}  {done}/{self.total} columns  {rate:.0f}/s  {left}"
-        print(f"\r{line:<70}", end="", file=sys.stderr, flush=True)
+        self._print(f"{done / self.total:4.0%}  {done}/{self.total} columns  {rate:.0f}/s  {left}")
 
     def close(self) -> None:
         """Clear the line, for the summary to take its place."""
+        self._print("")
+
+    def _print(self, line: str) -> None:
         if self.shown:
-            print(f"\r{'':<70}\r", end="", file=sys.stderr, flush=True)
+            print(f"\r{line:<70}\r", end="", file=sys.stderr, flush=True)
 
 
 def read_array(path: Path) -> NDArray[Any]:
-    """Open a .npy file of real numbers without reading it.
-
-    Parameters
-    ----------
-    path : Path
-
-    Returns
-    -------
-    array : numpy.memmap
-
-    Raises
-    ------
-    InputError
-        If that cannot be done.
-    """
+    """Open a .npy file of real numbers as a memory map, or raise `InputError`."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
@@ -206,8 +186,7 @@ def _check(request: Request, matrix: NDArray[Any], columns: NDArray[Any], dtype:
         raise InputError(f"cannot write {request.output}: it is a folder.")
     # Stand-ins without data: the library's own checks look at shapes, dtypes and the numbers.
     A, B = (np.broadcast_to(np.zeros((), dtype), array.shape) for array in (matrix, columns))
-    _, _, _, *numbers = request
-    lower, upper, ridge, l1, tol = numbers
+    _, _, _, lower, upper, ridge, l1, tol = request
     try:
         check(Arguments(A, B, lower, upper, None, ridge, l1, tol, None), False, DEFAULT_BLOCK_BYTES)
     except ValueError as error:

@@ -35,8 +35,8 @@ def known(value: Any) -> bool:
     return not isinstance(value, jax.core.Tracer)
 
 
-def check(arguments: Arguments, quadratic: bool, block_bytes: int) -> None:
-    """Raise for anything the solver cannot take.
+def check(arguments: Arguments, quadratic: bool, block_bytes: int) -> tuple[Arguments, int]:
+    """Raise for anything the solver cannot take. Returns the arguments with lists as arrays, and block_bytes.
 
     Raises
     ------
@@ -45,6 +45,8 @@ def check(arguments: Arguments, quadratic: bool, block_bytes: int) -> None:
     TypeError
         For complex or non-numeric arrays.
     """
+    arrays: list[Any] = [np.asarray(a) if isinstance(a, list | tuple) else a for a in arguments]
+    arguments = Arguments(*arrays)
     matrix, columns, lower, upper, x_init, ridge, l1, tol, max_steps = arguments
     name, right = ("Q", "q") if quadratic else ("A", "B")
     for label, value in ((name, matrix), (right, columns), ("lower", lower), ("upper", upper), ("x_init", x_init)):
@@ -77,9 +79,10 @@ def check(arguments: Arguments, quadratic: bool, block_bytes: int) -> None:
             raise ValueError(f"Expected a scalar {label}, got shape {np.shape(value)}.")
         if known(value) and np.asarray(value) < 0:
             raise ValueError(f"Expected {label} >= 0, got {value}.")
-    if not isinstance(block_bytes, int) or block_bytes <= 0:
+    if not isinstance(block_bytes, int | np.integer) or block_bytes <= 0:
         raise ValueError(f"Expected block_bytes to be a positive int, got {block_bytes!r}.")
     _check_box(lower, upper, l1, x_shape)
+    return arguments, int(block_bytes)
 
 
 def _check_real(label: str, value: ArrayLike) -> None:

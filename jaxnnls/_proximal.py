@@ -67,7 +67,7 @@ class Column(NamedTuple):
     done: Array
 
 
-def newton(R: Array, sub: Subproblem, active: Array) -> tuple[Array, Array, Array]:
+def newton(R: Array, sub: Subproblem, active: Array, budget: Array) -> tuple[Array, Array, Array]:
     """Solve R (c - x) = sigma (w - w_0), x = clip(a + W R'w), from w = w_0. Returns x, w and the factorisations."""
     eps = jnp.finfo(R.dtype).eps
     a, W, c, w_0, lower, upper, sigma = sub
@@ -105,7 +105,7 @@ def newton(R: Array, sub: Subproblem, active: Array) -> tuple[Array, Array, Arra
         return State(jnp.where(going, w + t * d, w), new, going & ~exact & ~still, nit + 1)
 
     start = State(w_0, a + W * einsum("ij,i->j", R, w_0), active, jnp.zeros_like(active, jnp.int32))
-    end = lax.while_loop(lambda state: state.going & (state.nit < NEWTON_STEPS), step, start)
+    end = lax.while_loop(lambda state: state.going & (state.nit < jnp.minimum(NEWTON_STEPS, budget)), step, start)
     return jnp.clip(end.u, lower, upper), end.w, end.nit
 
 
@@ -123,7 +123,7 @@ def solve_column(
     singular: Array,
     tol: Array,
     max_steps: Array,
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array, Array]:
     """One column to optimality and, where the minimiser may not be unique, to the least norm.
 
     Parameters
@@ -145,6 +145,8 @@ def solve_column(
     Returns
     -------
     x : Array, shape (n,)
+    shortest : Array of bool, shape ()
+        Whether x is known to be the minimiser of least norm.
     nit : Array of int, shape ()
         Factorisations.
     """
@@ -193,7 +195,7 @@ def solve_column(
 
     def step(state: Column) -> Column:
         x, g = state.x, state.g
-        y, w, count = newton(R, subproblem(state), ~state.done)
+        y, w, count = newton(R, subproblem(state), ~state.done, max_steps - state.nit)
         g_new, optimality = measure(y)
         # As a proximal step.
         better = (jnp.sum((y - x) * (g + g_new)) < 0) | (optimality < state.optimality)
@@ -245,6 +247,6 @@ def solve_column(
     )
     end = lax.while_loop(lambda state: ~state.done, step, start)
     # The projection is taken if it is as good a minimiser.
-    shorter = jnp.sum((end.y / unit) ** 2) <= jnp.sum((end.x / unit) ** 2)
-    accepted = (measure(end.y)[1] <= jnp.maximum(attainable(end.y, tol), end.optimality)) & shorter
-    return jnp.where(accepted, end.y, end.x), end.nit
+    optimal = measure(end.y)[1] <= jnp.maximum(attainable(end.y, tol), end.optimality)
+    projected = optimal & (end.misfit <= attainable(end.y, tol))
+    return jnp.where(projected, end.y, end.x), projected | ~singular, end.nit

@@ -9,7 +9,6 @@ Per block, each part takes over the columns that the one before it left unsolved
 """
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +18,10 @@ from jax import Array, lax
 from jaxnnls._blocks import block_size, broadcasting, map_columns
 from jaxnnls._descent import FIRST_SWEEPS, SWEEPS, descend, polish
 from jaxnnls._dual import least_norm
+from jaxnnls._matrix import Matrix, prepare
 from jaxnnls._objective import Problem, attainable, einsum, gradient, natural_residual
 from jaxnnls._proximal import solve_column
-from jaxnnls._scaling import Scales, column_size, matrix_scales, scale_columns, scale_matrix
+from jaxnnls._scaling import column_size, scale_columns
 from jaxnnls._solution import choose_status
 
 DESCENT_STEPS = 12
@@ -45,81 +45,6 @@ class Result(NamedTuple):
     nit: Array  # (N,), int32
     status: Array  # (N,), int32
     singular: Array  # (), bool: whether the matrix is such that minimisers may fail to be unique
-
-
-class Matrix(NamedTuple):
-    """What is computed once for all columns that share a matrix. Scaled: H has a unit diagonal."""
-
-    problem: Problem  # unit columns, right-hand sides still in their own units
-    scales: Scales
-    unit: Array  # (n, 1), s relative to its maximum
-    gram: Array | None  # (n, n), H; None where products with A are cheaper
-    root: Array  # (min(m, n), n), R with R'R = A'A, or H where there is a Q
-    inverse: Array | None  # (m, m), about (C C')^-1 with C = A diag(unit), for wide A
-    singular: Array  # (), bool: whether minimisers may fail to be unique
-    finite: Array  # (), bool
-
-
-def prepare(problem: Problem) -> Matrix:
-    """Scale the matrix and form what every block needs of it."""
-    finite = jnp.all(jnp.isfinite(problem.ridge))
-    for matrix in (problem.A, problem.Q):
-        if matrix is not None:
-            finite &= jnp.all(jnp.isfinite(matrix))
-    problem = problem._replace(
-        A=None if problem.A is None else jnp.where(finite, problem.A, 0),
-        Q=None if problem.Q is None else jnp.where(finite, (problem.Q + problem.Q.T) / 2, 0),
-        ridge=jnp.where(finite, problem.ridge, 0),
-    )
-    scales = matrix_scales(problem)
-    scaled = scale_matrix(problem, scales)
-    unit = scales.s / jnp.max(scales.s, initial=0)
-    n = unit.shape[0]
-    gram, inverse = None, None
-    if scaled.A is None:
-        assert scaled.Q is not None
-        gram = jnp.where(jnp.eye(n, dtype=bool), 1, scaled.Q)
-        root, singular = root_of(scaled.Q + jnp.diag(jnp.where(scales.junk[:, 0], 1, 0)))
-        singular &= ~jnp.any(problem.ridge > 0)
-    else:
-        A = scaled.A
-        m = A.shape[0]
-        if n <= 2 * m:
-            gram = einsum("ij,ik->jk", A, A) + jnp.diag(scaled.ridge[:, 0])
-        if m < n:
-            singular, root = ~jnp.any(problem.ridge > 0), A
-            C = A * unit.T
-            inverse = regularised_inverse(einsum("ij,kj->ik", C, C))
-        else:
-            root = jnp.linalg.qr(A, mode="r")
-            pivots = jnp.where(scales.junk[:, 0], 1, jnp.abs(jnp.diag(root)))
-            threshold = 4 * math.sqrt(m + n) * jnp.finfo(A.dtype).eps
-            singular = (jnp.min(pivots, initial=1) <= threshold) & ~jnp.any(problem.ridge > 0)
-    return Matrix(scaled, scales, unit, gram, root, inverse, singular, finite)
-
-
-def regularised_inverse(M: Array) -> Array:
-    """(M + delta I)^-1 with the smallest delta that rounding allows."""
-    m = M.shape[0]
-    trace = jnp.trace(M)
-    delta = 8 * jnp.finfo(M.dtype).eps * jnp.where(trace > 0, trace, 1)
-    factor = jax.scipy.linalg.cho_factor(M + delta * jnp.eye(m, dtype=M.dtype))
-    return jax.scipy.linalg.cho_solve(factor, jnp.eye(m, dtype=M.dtype))
-
-
-def root_of(H: Array) -> tuple[Array, Array]:
-    """R with R'R = H, and whether H is singular: the Cholesky factor, or where that breaks down by eigenvalues."""
-    n, eps = H.shape[0], jnp.finfo(H.dtype).eps
-    factor = jnp.linalg.cholesky(H).T
-    singular = ~(jnp.min(jnp.diag(factor) ** 2, initial=1) > 16 * n * eps)
-
-    def by_eigenvalues(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        values, vectors = jnp.linalg.eigh(H)
-        kept = values > n * eps * jnp.max(values, initial=0)
-        return jnp.zeros_like(singular), jnp.sqrt(jnp.where(kept, values, 0))[:, None] * vectors.T
-
-    # A loop of at most one turn: under vmap a cond would compute both sides.
-    return lax.while_loop(lambda state: state[0], by_eigenvalues, (singular, factor))[1], singular
 
 
 class Block(NamedTuple):
@@ -195,13 +120,14 @@ def solve_block(matrix: Matrix, original: Problem, block: Block, options: Option
         x = jnp.where(jnp.isfinite(x), x, 0)
     x = jnp.clip(x, scaled.lower, scaled.upper)
 
-    x, nit = iterate(matrix, scaled, x, usable, options, block.x_init is not None)
+    x, shortest, nit, _ = iterate(matrix, scaled, x, usable, options, block.x_init is not None)
 
     g = gradient(scaled, x)
     optimality = natural_residual(x, g, scaled.lower, scaled.upper)
-    converged = optimality <= attainable(x, options.tol)
+    optimal = optimality <= attainable(x, options.tol)
+    converged = optimal & shortest
     if original.Q is not None:
-        bounded &= converged | ~diverges(matrix, scaled, x)
+        bounded &= optimal | ~diverges(matrix, scaled, x)
     status = choose_status(converged, nit >= options.max_steps, finite, feasible, bounded)
 
     at_lower, at_upper = x <= scaled.lower, x >= scaled.upper
@@ -211,10 +137,17 @@ def solve_block(matrix: Matrix, original: Problem, block: Block, options: Option
     return jnp.where(finite, x, jnp.nan), optimality, nit, status
 
 
-def iterate(
-    matrix: Matrix, problem: Problem, x: Array, usable: Array, options: Options, warm: bool
-) -> tuple[Array, Array]:
-    """Run the algorithms over a scaled block, starting from x (n, k). Returns x and the steps taken, (k,)."""
+class Progress(NamedTuple):
+    """The columns of a block on their way."""
+
+    x: Array  # (n, k)
+    shortest: Array  # (k,), bool: whether x is known to be of least norm among the minimisers, if it is one
+    nit: Array  # (k,), int32
+    pending: Array  # (k,), bool
+
+
+def iterate(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: Options, warm: bool) -> Progress:
+    """Run the algorithms over a scaled block, starting from x (n, k)."""
     nit = jnp.zeros_like(usable, jnp.int32)
     fitted = jnp.zeros_like(usable)
     if matrix.inverse is not None:
@@ -233,24 +166,21 @@ def iterate(
         x = jnp.where(fitted, z, x)
 
     rest = usable & ~fitted
-    steps = jnp.minimum(DESCENT_STEPS, options.max_steps)
-    first = SWEEPS if warm else FIRST_SWEEPS
-    end = descend(problem, matrix.gram, x, rest, options.tol, steps, first)
+    steps = jnp.minimum(DESCENT_STEPS, options.max_steps - nit)
+    end = descend(problem, matrix.gram, x, rest, options.tol, steps, SWEEPS if warm else FIRST_SWEEPS)
     good = rest & (end.optimality <= attainable(end.x, options.tol))
     x = polish(problem, matrix.gram, end.x, good)
     nit += end.nit
     pending = rest & (~good | matrix.singular) & (nit < options.max_steps)
-    return rescue(matrix, problem, x, nit, pending, options)
+    return rescue(matrix, problem, Progress(x, fitted | ~matrix.singular, nit, pending), options)
 
 
-def rescue(
-    matrix: Matrix, problem: Problem, x: Array, nit: Array, pending: Array, options: Options
-) -> tuple[Array, Array]:
+def rescue(matrix: Matrix, problem: Problem, start: Progress, options: Options) -> Progress:
     """`solve_column` for the pending columns, a few at a time."""
-    k = pending.shape[0]
+    k = start.pending.shape[0]
     chunk = max(1, min(k, RESCUE_ELEMENTS // max(matrix.root.shape[0] ** 2, 1)))
 
-    def column(problem: Problem, x: Array, active: Array, budget: Array) -> tuple[Array, Array]:
+    def column(problem: Problem, x: Array, active: Array, budget: Array) -> tuple[Array, Array, Array]:
         problem = problem._replace(
             b=None if problem.b is None else problem.b[:, None],
             linear=problem.linear[:, None],
@@ -260,11 +190,10 @@ def rescue(
         return solve_column(problem, matrix.root, matrix.unit[:, 0], x, active, matrix.singular, options.tol, budget)
 
     axes: Any = (None, None, None if problem.b is None else -1, -1, None, -1, -1)
-    axes = Problem(*axes)
-    columns = jax.vmap(column, in_axes=(axes, -1, 0, 0), out_axes=(-1, 0))
+    columns = jax.vmap(column, in_axes=(Problem(*axes), -1, 0, 0), out_axes=(-1, 0, 0))
 
-    def turn(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        x, nit, pending = state
+    def turn(state: Progress) -> Progress:
+        x, shortest, nit, pending = state
         at = lax.top_k(pending.astype(jnp.float32), chunk)[1]
         part = problem._replace(
             b=None if problem.b is None else problem.b[:, at],
@@ -272,11 +201,16 @@ def rescue(
             lower=problem.lower[:, at],
             upper=problem.upper[:, at],
         )
-        new, count = columns(part, x[:, at], pending[at], options.max_steps - nit[at])
-        return x.at[:, at].set(new), nit.at[at].add(count), pending.at[at].set(False)
+        own = pending[at]
+        new, short, count = columns(part, x[:, at], own, options.max_steps - nit[at])
+        return Progress(
+            x.at[:, at].set(jnp.where(own, new, x[:, at])),
+            shortest.at[at].set(jnp.where(own, short, shortest[at])),
+            nit.at[at].add(count),
+            pending.at[at].set(False),
+        )
 
-    x, nit, _ = lax.while_loop(lambda state: jnp.any(state[2]), turn, (x, nit, pending))
-    return x, nit
+    return lax.while_loop(lambda state: jnp.any(state.pending), turn, start)
 
 
 def diverges(matrix: Matrix, problem: Problem, x: Array) -> Array:
