@@ -8,12 +8,14 @@ It converges for every convex problem, singular or not, in few steps as sigma is
 doi:10.1137/0314056), and no step raises the objective, so there are no cycles. sigma starts as small as the dtype
 allows; after a step that rounding spoilt it is larger. The minimiser is
 
-    x = clip(a + W R'w)    where    R (c - x) = sigma (w - w_0)
+    x = clip(a + W R'w)    where    R x + sigma w = R x_k
 
-with a = x_k - g_k / (sigma + ridge), W = sigma / (sigma + ridge), c = x_k, w_0 = 0: as many equations as R has rows,
-piecewise linear and monotone. Newton's direction and an exact search along it maximise a concave piecewise quadratic,
-which is finite. The same equations with a = 0 and W = unit^2 project 0 onto {x : R x = R c}: the least-norm solution,
-when w_0 follows w (method of multipliers). A Newton step solves (R_F W_F R_F' + sigma I) dw = r.
+with a = x_k - g_k / (sigma + ridge) and W = sigma / (sigma + ridge): as many equations as R has rows, piecewise linear
+and monotone. Newton's direction and an exact search along it maximise a concave piecewise quadratic. With a = 0,
+W = unit^2 and sigma = 0 the same equations project 0 onto {x : R x = target}: the least-norm solution, where the
+target is b (an exact fit, tried first for wide A) or what a minimiser makes of it. A Newton step solves
+
+    (R_F W_F R_F' + damping I) dw = target - R x - sigma w
 
 Measured and not chosen: block principal pivoting (cycles on Gram systems with condition 1e11), projected Newton
 (zigzags there), adding one variable at a time (3 factorisations on an easy dictionary, 60 and more on wide problems
@@ -32,9 +34,12 @@ from jaxnnls._linesearch import step_length
 from jaxnnls._objective import Problem, attainable, einsum, gradient, natural_residual
 
 NEWTON_STEPS = 50
-MULTIPLIER_STEPS = 6
 PATIENCE = 6
+STALLED = 10
 CAUTION = 1e3  # how much larger sigma becomes after a step that failed, and smaller after one that did not
+
+
+FIT, MINIMISE, SHORTEN, DONE = range(4)
 
 
 class Subproblem(NamedTuple):
@@ -42,11 +47,11 @@ class Subproblem(NamedTuple):
 
     a: Array
     W: Array
-    c: Array
-    w_0: Array
     lower: Array
     upper: Array
+    target: Array
     sigma: Array
+    damping: Array  # sigma, or what a singular system needs
 
 
 class Column(NamedTuple):
@@ -59,54 +64,66 @@ class Column(NamedTuple):
     since: Array  # steps since then
     sigma: Array
     nit: Array
-    projecting: Array  # bool: x is optimal, now for its norm
-    y: Array  # (n,), the projection so far
-    w: Array  # (rows of R,), its multiplier
-    misfit: Array  # max |R (x - y)|
-    rounds: Array  # projections done
-    done: Array
+    stage: Array  # FIT, MINIMISE, SHORTEN or DONE
+    shortest: Array  # bool: whether x is known to be of least norm among the minimisers
 
 
 def newton(R: Array, sub: Subproblem, active: Array, budget: Array) -> tuple[Array, Array, Array]:
-    """Solve R (c - x) = sigma (w - w_0), x = clip(a + W R'w), from w = w_0. Returns x, w and the factorisations."""
+    """Solve R x + sigma w = target, x = clip(a + W R'w), from w = 0. Returns x, its misfit and the factorisations."""
+    a, W, lower, upper, target, sigma, damping = sub
     eps = jnp.finfo(R.dtype).eps
-    a, W, c, w_0, lower, upper, sigma = sub
+    size = jnp.max(jnp.abs(target), initial=0)
 
     class State(NamedTuple):
         w: Array
         u: Array
+        misfit: Array  # (rows of R,), target - R x
+        best: Array  # the largest misfit that counted as progress
+        since: Array  # steps since then
         going: Array
         nit: Array
 
-    def direction(free: Array, r: Array) -> Array:
-        matrix = einsum("ij,kj->ik", R * jnp.where(free, W, 0), R) + sigma * jnp.eye(R.shape[0], dtype=R.dtype)
-        return cho_solve(cho_factor(matrix), r)
+    def misfit_of(u: Array) -> Array:
+        return target - einsum("ij,j->i", R, jnp.clip(u, lower, upper))
 
     def step(state: State) -> State:
-        w, u, going, nit = state
-        x = jnp.clip(u, lower, upper)
+        w, u, misfit, best, since, going, nit = state
         free = (u > lower) & (u < upper)
-        r = einsum("ij,j->i", R, c - x) - sigma * (w - w_0)
-        d = direction(free, r)
+        r = misfit - sigma * w
+        # Without sigma the damping fades with the residual, as in Levenberg and Marquardt's method.
+        fade = jnp.where(sigma > 0, 1, jnp.minimum(jnp.max(jnp.abs(r), initial=0) / jnp.where(size > 0, size, 1), 1))
+        diagonal = jnp.maximum(damping * fade, 4 * eps * damping / jnp.sqrt(eps))
+        matrix = einsum("ij,kj->ik", R * jnp.where(free, W, 0), R) + diagonal * jnp.eye(R.shape[0], dtype=R.dtype)
+        d = cho_solve(cho_factor(matrix), r)
         image = einsum("ij,i->j", R, d)
-        flat, bend = sigma * jnp.sum((w - w_0) * d), sigma * jnp.sum(d * d)
+        straight, bend = jnp.sum((target - sigma * w) * d), sigma * jnp.sum(d * d)
 
         def slope(t: Array) -> Array:
-            return jnp.sum((c - jnp.clip(u + t * W * image, lower, upper)) * image) - flat - t * bend
+            return straight - t * bend - jnp.sum(jnp.clip(u + t * W * image, lower, upper) * image)
 
         at_zero = jnp.sum(r * d)
-        going &= jnp.isfinite(at_zero) & (at_zero > 0)
-        t = jnp.where(going, step_length(slope, at_zero, going), 0)
-        new = jnp.where(going, u + t * W * image, u)
-        y = jnp.clip(new, lower, upper)
-        # A full step that keeps the free set is exact; one that moves nothing cannot be improved on.
-        exact = (t == 1) & jnp.all(free == ((new > lower) & (new < upper)))
+        usable = going & jnp.isfinite(at_zero) & (at_zero > 0)
+        t = jnp.where(usable, step_length(slope, at_zero, usable), 0)
+        new = jnp.where(usable, u + t * W * image, u)
+        x, y = jnp.clip(u, lower, upper), jnp.clip(new, lower, upper)
+        # A full step that keeps the free set is exact, unless damped; one that moves nothing cannot be improved on.
+        exact = (t == 1) & jnp.all(free == ((new > lower) & (new < upper))) & (sigma > 0)
         still = jnp.max(jnp.abs(y - x), initial=0) <= 4 * eps * jnp.max(jnp.abs(y), initial=0)
-        return State(jnp.where(going, w + t * d, w), new, going & ~exact & ~still, nit + 1)
+        misfit = misfit_of(new)
+        error = jnp.max(jnp.abs(misfit), initial=0)
+        closer = error < 0.5 * best
+        since = jnp.where(closer, 0, since + 1)
+        # A target out of reach shows in a misfit that stays.
+        going = usable & ~exact & ~still & ((sigma > 0) | (since < STALLED) & (error > eps * size))
+        return State(
+            jnp.where(usable, w + t * d, w), new, misfit, jnp.where(closer, error, best), since, going, nit + 1
+        )
 
-    start = State(w_0, a + W * einsum("ij,i->j", R, w_0), active, jnp.zeros_like(active, jnp.int32))
+    w = R[:, 0] * 0
+    misfit, zero = misfit_of(a), jnp.zeros_like(active, jnp.int32)
+    start = State(w, a, misfit, jnp.max(jnp.abs(misfit), initial=0), zero, active, zero)
     end = lax.while_loop(lambda state: state.going & (state.nit < jnp.minimum(NEWTON_STEPS, budget)), step, start)
-    return jnp.clip(end.u, lower, upper), end.w, end.nit
+    return jnp.clip(end.u, lower, upper), jnp.max(jnp.abs(end.misfit), initial=0), end.nit
 
 
 def rounding(x: Array) -> Array:
@@ -152,84 +169,81 @@ def solve_column(
     """
     lower, upper = problem.lower[:, 0], problem.upper[:, 0]
     ridge = problem.ridge[:, 0]
+    fit = problem.b[:, 0] if problem.b is not None and R.shape[0] < R.shape[1] else None
     root_eps = jnp.sqrt(jnp.finfo(x.dtype).eps)
 
     def mean_eigenvalue(R: Array) -> Array:
         size = jnp.sum(R * R) / max(R.shape[0], 1)
         return jnp.where(size > 0, size, 1)
 
-    sigma_step, sigma_projection = (root_eps * mean_eigenvalue(root) for root in (R, R * unit))
+    sigma_step, damping = (root_eps * mean_eigenvalue(root) for root in (R, R * unit))
 
     def measure(x: Array) -> tuple[Array, Array]:
         g = gradient(problem, x[:, None])
         return g[:, 0], natural_residual(x[:, None], g, problem.lower, problem.upper)[0]
-
-    def settled(state: Column) -> Array:
-        # What is to be projected afterwards is first solved as well as rounding allows.
-        enough = jnp.where(singular, rounding(state.x), attainable(state.x, tol))
-        return (state.optimality <= enough) | (state.since >= PATIENCE)
 
     def subproblem(state: Column) -> Subproblem:
         x, g = state.x, state.g
         step = Subproblem(
             a=x - g / (state.sigma + ridge),
             W=state.sigma / (state.sigma + ridge) * jnp.ones_like(x),
-            c=x,
-            w_0=jnp.zeros_like(state.w),
             lower=lower,
             upper=upper,
+            target=einsum("ij,j->i", R, x),
             sigma=state.sigma,
+            damping=state.sigma,
         )
-        # All minimisers share H x, and a variable with a multiplier stays where it is.
-        held = jnp.abs(g) > jnp.maximum(32 * rounding(x), 4 * state.optimality)
+        # All minimisers share R x, and a variable with a multiplier stays where it is.
+        held = (jnp.abs(g) > jnp.maximum(32 * rounding(x), 4 * state.optimality)) & (state.stage == SHORTEN)
         projection = Subproblem(
             a=jnp.zeros_like(x),
             W=unit**2,
-            c=x,
-            w_0=state.w,
             lower=jnp.where(held, x, lower),
             upper=jnp.where(held, x, upper),
-            sigma=sigma_projection,
+            target=step.target if fit is None else jnp.where(state.stage == FIT, fit, step.target),
+            sigma=jnp.zeros_like(state.sigma),
+            damping=damping,
         )
-        return jax.tree.map(lambda a, b: jnp.where(state.projecting, a, b), projection, step)
+        return jax.tree.map(lambda a, b: jnp.where(state.stage == MINIMISE, a, b), step, projection)
 
     def step(state: Column) -> Column:
         x, g = state.x, state.g
-        y, w, count = newton(R, subproblem(state), ~state.done, max_steps - state.nit)
+        y, misfit, count = newton(R, subproblem(state), state.stage < DONE, max_steps - state.nit)
         g_new, optimality = measure(y)
-        # As a proximal step.
-        better = (jnp.sum((y - x) * (g + g_new)) < 0) | (optimality < state.optimality)
-        better &= ~state.projecting
+        optimal = optimality <= attainable(y, tol)
+        # A projection is the answer if it is as good a minimiser.
+        sound = optimal | ((state.stage == SHORTEN) & (optimality <= state.optimality))
+        short = (state.stage != MINIMISE) & sound & ((state.stage == FIT) | (misfit <= attainable(y, tol)))
+        # A proximal step must lower the objective, or what is left to optimality.
+        better = (state.stage == MINIMISE) & ((jnp.sum((y - x) * (g + g_new)) < 0) | (optimality < state.optimality))
         progress = better & (optimality < 0.5 * state.previous)
-        sigma = jnp.where(better, jnp.maximum(state.sigma / CAUTION, sigma_step), state.sigma * CAUTION)
-        stepped = state._replace(
-            x=jnp.where(better, y, x),
-            g=jnp.where(better, g_new, g),
-            optimality=jnp.where(better, optimality, state.optimality),
+        take = better | short
+        new = Column(
+            x=jnp.where(take, y, x),
+            g=jnp.where(take, g_new, g),
+            optimality=jnp.where(take, optimality, state.optimality),
             previous=jnp.where(progress, optimality, state.previous),
             since=jnp.where(progress, 0, state.since + 1),
-            sigma=sigma,
+            sigma=jnp.where(better, jnp.maximum(state.sigma / CAUTION, sigma_step), state.sigma * CAUTION),
+            nit=state.nit + count,
+            stage=state.stage,
+            shortest=state.shortest | short,
         )
-        optimal = stepped.optimality <= attainable(stepped.x, tol)
-        stepped = stepped._replace(
-            projecting=settled(stepped) & singular & optimal, done=settled(stepped) & ~(singular & optimal)
-        )
-        # As a projection.
-        misfit = jnp.max(jnp.abs(einsum("ij,j->i", R, x - y)), initial=0)
-        closer = misfit < 0.5 * state.misfit
-        projected = state._replace(
-            y=jnp.where(closer, y, state.y),
-            w=w,
-            misfit=jnp.where(closer, misfit, state.misfit),
-            rounds=state.rounds + 1,
-            done=~closer | (misfit <= rounding(x)) | (state.rounds + 1 >= MULTIPLIER_STEPS),
-        )
-        new = jax.tree.map(lambda a, b: jnp.where(state.projecting, a, b), projected, stepped)
-        nit = state.nit + count
-        return new._replace(nit=nit, done=new.done | (nit >= max_steps))
+        # What is to be projected afterwards is first solved as well as rounding allows.
+        optimal = new.optimality <= attainable(new.x, tol)
+        enough = jnp.where(singular, new.optimality <= rounding(new.x), optimal) | (new.since >= PATIENCE)
+        after = jnp.where(enough, jnp.where(singular & optimal, SHORTEN, DONE), MINIMISE)
+        stage = jnp.where(state.stage == MINIMISE, after, jnp.where(short, DONE, MINIMISE))
+        stage = jnp.where((state.stage == SHORTEN) | (new.nit >= max_steps), DONE, stage)
+        restart = new._replace(previous=state.optimality, since=jnp.zeros_like(new.since), sigma=sigma_step)
+        new = jax.tree.map(lambda a, b: jnp.where(state.stage == FIT, a, b), restart, new)
+        return new._replace(stage=stage)
 
     g, optimality = measure(x)
     zero = jnp.zeros_like(active, jnp.int32)
+    first = jnp.where(singular & (optimality <= rounding(x)), SHORTEN, MINIMISE)
+    if fit is not None:
+        first = jnp.where(singular & jnp.all(problem.linear == 0), FIT, first)
     start = Column(
         x=x,
         g=g,
@@ -238,15 +252,8 @@ def solve_column(
         since=zero,
         sigma=sigma_step,
         nit=zero,
-        projecting=active & singular & (optimality <= rounding(x)),
-        y=x,
-        w=R[:, 0] * 0,
-        misfit=jnp.full_like(optimality, jnp.inf),
-        rounds=zero,
-        done=~active | (~singular & (optimality <= attainable(x, tol))),
+        stage=jnp.where(active & (singular | (optimality > attainable(x, tol))), first, DONE),
+        shortest=~singular,
     )
-    end = lax.while_loop(lambda state: ~state.done, step, start)
-    # The projection is taken if it is as good a minimiser.
-    optimal = measure(end.y)[1] <= jnp.maximum(attainable(end.y, tol), end.optimality)
-    projected = optimal & (end.misfit <= attainable(end.y, tol))
-    return jnp.where(projected, end.y, end.x), projected | ~singular, end.nit
+    end = lax.while_loop(lambda state: state.stage < DONE, step, start)
+    return end.x, end.shortest, end.nit

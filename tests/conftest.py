@@ -1,0 +1,31 @@
+"""Fixtures: the dtype of a test, float64 only where it is asked for."""
+
+import os
+
+# Compilation is nearly all of the time: LLVM without optimisation halves it, and the arithmetic is the same.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+import jax
+import numpy as np
+import pytest
+
+enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+
+
+@pytest.fixture(autouse=True)
+def _no_leak():
+    assert not jax.config.jax_enable_x64
+    yield
+    assert not jax.config.jax_enable_x64
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request):
+    with enable_x64(request.param == "float64"):
+        yield np.dtype(request.param)
+
+
+@pytest.fixture
+def x64():
+    with enable_x64(True):
+        yield

@@ -1,0 +1,148 @@
+"""The derivative where it could be NaN, and its memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import problems
+import pytest
+
+import jaxnnls
+
+TALL, WIDE, N = (8, 5), (4, 9), 7
+
+
+def parts(A, B, lower, ridge, l1):
+    sol = jaxnnls.lsq_linear(A, B, (lower, jnp.inf), ridge=ridge, l1=l1)
+    return jnp.sum(jnp.sin(sol.x)) + jnp.sum(jnp.sin(sol.dual)) + jnp.sum(sol.residual_norm)
+
+
+gradients = jax.jit(jax.grad(parts, argnums=(0, 1, 2, 3, 4)))
+curvatures = jax.jit(jax.grad(lambda *a: sum(jnp.sum(jnp.cos(g)) for g in gradients(*a)), argnums=(0, 1)))
+
+
+def hard(name, shape, rng):
+    """Matrices and right-hand sides at which something is zero, equal or at a kink."""
+    A = problems.matrix(rng, *shape)
+    m, n = shape
+    B = rng.normal(size=(m, N))
+    if name == "zero right-hand side":
+        B = 0 * B
+    if name == "zero matrix":
+        A = 0 * A
+    if name == "zero column":
+        A[:, [1, 3]] = 0
+    if name == "junk column":
+        A[:, [1, 3]] *= 1e-17
+    if name == "duplicate column":
+        A[:, 3], A[:, 4] = A[:, 1], -A[:, 2]
+    if name == "zero row":
+        A[2] = 0
+    if name == "kink":
+        # x on the bound with multiplier 0, in one variable and in all of them.
+        B = A @ np.maximum(rng.normal(size=(n, N)), 0)
+        B[:, 0] = 0
+    if name == "nothing free":
+        B = -np.abs(B)
+        A = np.abs(A)
+    return A, B
+
+
+NAMES = [
+    "zero right-hand side",
+    "zero matrix",
+    "zero column",
+    "junk column",
+    "duplicate column",
+    "zero row",
+    "kink",
+    "nothing free",
+]
+
+
+@pytest.mark.parametrize("shape", [TALL, WIDE])
+@pytest.mark.parametrize("name", NAMES)
+def test_finite(name, shape, dtype):
+    A, B = (a.astype(dtype) for a in hard(name, shape, np.random.default_rng(0)))
+    for g in gradients(A, B, np.zeros((shape[1], 1), dtype), np.zeros((), dtype), np.zeros((), dtype)):
+        assert g.dtype == dtype and np.all(np.isfinite(g))
+
+
+@pytest.mark.parametrize("shape", [TALL, WIDE])
+@pytest.mark.parametrize("name", NAMES)
+def test_second_derivative_is_finite(name, shape, x64):
+    A, B = hard(name, shape, np.random.default_rng(0))
+    for g in curvatures(A, B, np.zeros((shape[1], 1)), np.zeros(()), np.zeros(())):
+        assert np.all(np.isfinite(g))
+
+
+def test_residual_norm_has_derivative_zero_where_it_is_zero(x64):
+    A = np.array([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
+    B = np.array([[1.0, 1.0], [2.0, 2.0], [0.0, 1.0]])
+    gradient = jax.grad(lambda B: jnp.sum(jaxnnls.lsq_linear(A, B, (0, jnp.inf)).residual_norm))(B)
+    np.testing.assert_allclose(gradient, [[0, 0], [0, 0], [0, 1]], atol=1e-14)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("shape", [TALL, WIDE])
+def test_bad_column_does_not_poison_the_gradient(shape, value, x64):
+    rng = np.random.default_rng(1)
+    A, B = rng.uniform(size=shape), rng.uniform(size=(shape[0], N))
+    broken = B.copy()
+    broken[1, 3] = value
+
+    @jax.jit
+    def gradient(A, B):
+        def loss(A, B):
+            sol = jaxnnls.lsq_linear(A, B, (0, jnp.inf))
+            return jnp.sum(jnp.where(jnp.arange(N) == 3, 0, sol.x**2)) + jnp.sum(
+                jnp.where(jnp.arange(N) == 3, 0, sol.residual_norm)
+            )
+
+        return jax.grad(loss, (0, 1))(A, B)
+
+    for actual, expected in zip(gradient(A, broken), gradient(A, B)):
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-10)
+    # Masked by the status inside the loss, as users do it.
+    by_status = jax.grad(lambda A: jnp.sum(jnp.where(jaxnnls.lsq_linear(A, broken, (0, 1)).success, 1.0, 0.0)))(A)
+    np.testing.assert_array_equal(by_status, 0)
+
+
+def test_derivative_in_float32_and_half_precision():
+    rng = np.random.default_rng(2)
+    A, B = rng.uniform(size=TALL).astype("f"), rng.uniform(size=(TALL[0], N)).astype("f")
+    gradient = jax.grad(lambda A, B: jnp.sum(jaxnnls.nnls(A, B).astype("f") ** 2))
+    half = gradient(jnp.asarray(A, jnp.bfloat16), jnp.asarray(B, jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16
+    full = gradient(
+        jnp.asarray(half * 0 + jnp.asarray(A, jnp.bfloat16), jnp.float32), B.astype(jnp.bfloat16).astype("f")
+    )
+    np.testing.assert_allclose(half.astype("f"), full, atol=0.02 * np.abs(full).max())
+
+
+def test_integers_have_no_derivative_but_do_not_stop_others():
+    A, B = np.arange(1, 7).reshape(3, 2), np.ones((3, 2), "f")
+    assert np.all(np.isfinite(jax.grad(lambda B: jnp.sum(jaxnnls.nnls(A, B)))(B)))
+
+
+def memory(function, *shapes):
+    """Bytes of temporaries of the compiled function."""
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float64) for shape in shapes]
+    return jax.jit(function).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("shape", [(96, 24), (24, 96)])
+@pytest.mark.parametrize("argnums", [0, (0, 1)])
+def test_memory_of_the_gradient(shape, argnums, x64):
+    m, n = shape
+
+    def loss(A, B):
+        sol = jaxnnls.lsq_linear(A, B, (0, jnp.inf), block_bytes=2**20)
+        return jnp.sum(sol.x**2) + jnp.sum(sol.residual_norm)
+
+    few, many = 128, 1024
+    small, large = (memory(jax.grad(loss, argnums), shape, (m, count)) for count in (few, many))
+    columns = 8 * (m + n) * (many - few)  # bytes of B and x
+    # Several re-layouts of B, x, their tangents and cotangents; one more array A-shaped or a factor per column
+    # would be 8 min(m, n)^2 = 4,608 or 8 m n = 18,432 bytes each, against 960 for its part of B and x.
+    assert large - small < 6 * columns
+    assert small < 8 * 2**20

@@ -1,0 +1,126 @@
+"""Bad input raises at trace time, with what was expected and what came."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxnnls
+
+A, B = np.ones((4, 3), "f"), np.ones((4, 2), "f")
+Q, q = np.eye(3, dtype="f"), np.ones((3, 2), "f")
+ls, qp = jaxnnls.lsq_linear, jaxnnls.box_qp
+
+SHAPES = {
+    "A is a vector": (lambda: ls(A[0], B), r"Expected A with two axes, got shape \(3,\)"),
+    "A is a batch": (lambda: ls(A[None], B), r"Expected A with two axes, got shape \(1, 4, 3\); .*jax.vmap"),
+    "B is a scalar": (lambda: ls(A, 1.0), "Expected B with at least one axis, got a scalar"),
+    "B is transposed": (
+        lambda: ls(A, B.T),
+        r"Expected B of shape \(4,\) or \(..., 4, N\).*got shape \(2, 4\).*transpose",
+    ),
+    "b is too short": (lambda: ls(A, B[:3, 0]), r"Expected B of shape \(4,\).*got shape \(3,\)"),
+    "Q is not square": (lambda: qp(A, B), r"Expected a square Q, got shape \(4, 3\)"),
+    "Q is a vector": (lambda: qp(Q[0], q), r"Expected Q with two axes, got shape \(3,\)"),
+    "q is too long": (lambda: qp(Q, B), r"Expected q of shape \(3,\) or \(..., 3, N\).*got shape \(4, 2\)"),
+    "lower too short": (
+        lambda: ls(A, B, (np.zeros(2), 1)),
+        "Expected a one-dimensional lower .* per variable, 3, got 2",
+    ),
+    "upper per column": (lambda: ls(A, B[..., :1], (0, np.ones((3, 2)))), r"Expected upper to broadcast .*\(3, 1\)"),
+    "upper of another shape": (lambda: ls(A, B, (0, np.ones((2, 2)))), r"Expected upper to broadcast .*\(3, 2\), got"),
+    "x_init": (
+        lambda: jaxnnls.nnls(A, B, x_init=B),
+        r"Expected x_init of the shape of x, \(3, 2\), got shape \(4, 2\)",
+    ),
+    "ridge": (lambda: jaxnnls.nnls(A, B, ridge=np.ones(3)), r"Expected a scalar ridge, got shape \(3,\)"),
+    "l1": (lambda: jaxnnls.nnls(A, B, l1=np.ones(1)), r"Expected a scalar l1, got shape \(1,\)"),
+    "tol": (lambda: jaxnnls.nnls(A, B, tol=np.ones(2)), "Expected a scalar tol"),
+    "max_steps": (lambda: jaxnnls.nnls(A, B, max_steps=np.ones(2, int)), "Expected a scalar max_steps"),
+    "block_bytes": (lambda: jaxnnls.nnls(A, B, block_bytes=0), "Expected block_bytes to be a positive int, got 0"),
+    "block_bytes, float": (lambda: jaxnnls.nnls(A, B, block_bytes=1e6), "Expected block_bytes to be a positive int"),
+}
+
+VALUES = {
+    "lower > upper": (lambda: ls(A, B, (1, 0)), "Expected lower <= upper, got lower > upper in 1 of 1 places"),
+    "lower > upper in one": (lambda: ls(A, B, (0, np.array([1, -1, 1]))), "got lower > upper in 1 of 3 places"),
+    "lower > upper, qp": (lambda: qp(Q, q, (1, np.zeros((3, 2)))), "got lower > upper in 6 of 6 places"),
+    "lower is inf": (lambda: ls(A, B, (np.inf, np.inf)), "Expected lower < inf and upper > -inf"),
+    "upper is -inf": (lambda: ls(A, B, (-np.inf, -np.inf)), "Expected lower < inf and upper > -inf"),
+    "ridge": (lambda: jaxnnls.nnls(A, B, ridge=-1.0), "Expected ridge >= 0, got -1.0"),
+    "l1": (lambda: jaxnnls.nnls(A, B, l1=np.float32(-0.5)), "Expected l1 >= 0, got -0.5"),
+    "tol": (lambda: jaxnnls.nnls(A, B, tol=-1e-3), "Expected tol >= 0"),
+    "l1, lower < 0": (lambda: ls(A, B, (-1, 1), l1=0.1), "Expected lower >= 0 where l1 > 0"),
+    "l1, no bounds": (lambda: ls(A, B, l1=0.1), "Expected lower >= 0 where l1 > 0"),
+    "l1, lower < 0, qp": (lambda: qp(Q, q, (np.array([0, -1, 0]), 1), l1=0.1), "Expected lower >= 0 where l1 > 0"),
+}
+
+TYPES = {
+    "A": (lambda: ls(A + 1j, B), "Expected a real A, got dtype complex64; solve for real and imaginary part"),
+    "B": (lambda: jaxnnls.nnls(A, B.astype("c8")), "Expected a real B, got dtype complex64"),
+    "q": (lambda: qp(Q, q * 1j), "Expected a real q"),
+    "lower": (lambda: ls(A, B, (1j, 2)), "Expected a real lower"),
+    "upper": (lambda: ls(A, B, (0, 1j)), "Expected a real upper"),
+    "x_init": (lambda: jaxnnls.nnls(A, B, x_init=q * 1j), "Expected a real x_init"),
+    "ridge": (lambda: jaxnnls.nnls(A, B, ridge=1j), "Expected a real ridge"),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shape(name):
+    call, message = SHAPES[name]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_value(name):
+    call, message = VALUES[name]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_type(name):
+    call, message = TYPES[name]
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("name", ["text", "objects"])
+def test_not_numbers(name):
+    bad = {"text": np.array([["a", "b"]]), "objects": np.array([[object()]])}[name]
+    with pytest.raises(TypeError):
+        jaxnnls.nnls(bad, np.ones(1))
+
+
+def test_shapes_raise_while_tracing():
+    with pytest.raises(ValueError, match="Expected B of shape"):
+        jax.jit(ls).lower(A, B.T)
+    with pytest.raises(ValueError, match="Expected x_init"):
+        jax.eval_shape(lambda a, b: jaxnnls.nnls(a, b, x_init=b), A, B)
+    with pytest.raises(ValueError, match="Expected A with two axes"):
+        jax.grad(lambda a: jnp.sum(jaxnnls.nnls(a, B)))(A[None])
+    with pytest.raises(TypeError, match="Expected a real A"):
+        jax.eval_shape(jaxnnls.nnls, A + 1j, B)
+
+
+def test_traced_values_do_not_raise():
+    # They cannot be looked at: the status says what came of them (test_status.py).
+    jax.eval_shape(lambda low, high, l1: ls(A, B, (low, high), ridge=-l1, l1=l1), 1.0, 0.0, 0.5)
+
+
+def test_concrete_values_raise_under_jit_too():
+    with pytest.raises(ValueError, match="Expected lower <= upper"):
+        jax.eval_shape(lambda a: ls(a, B, (np.ones(3), np.zeros(3))), A)
+    with pytest.raises(ValueError, match="Expected ridge >= 0"):
+        jax.eval_shape(lambda a: jaxnnls.nnls(a, B, ridge=-1), A)
+    with pytest.raises(ValueError, match="Expected lower >= 0 where l1 > 0"):
+        jax.eval_shape(lambda a: ls(a, B, (-1, 1), l1=1), A)
+
+
+def test_lists_are_arrays():
+    x = jaxnnls.nnls([[1.0, 2.0], [3.0, 4.0]], [5.0, 6.0])
+    np.testing.assert_allclose(x, [0, 1.7], atol=1e-5)
+    sol = ls([[1, 2], [3, 4]], [5, 6], ([0, 0], [1, 1]), x_init=[0, 0])
+    np.testing.assert_allclose(sol.x, [0.8, 0.9], atol=1)
