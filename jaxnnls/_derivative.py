@@ -143,7 +143,9 @@ def block_tangent(problem: Problem, x: Array, singular: Array, dproblem: Problem
     unit = jnp.where(singular | wide, scales.s / largest, 1)
     weight = jnp.where(free, unit, 0)
     scaled = scale_matrix(clean, scales)
-    face = wide_face(scaled, weight, problem.ridge / largest / largest) if wide else gram_face(scaled, weight)
+    face = (
+        wide_face(scaled, weight, problem.ridge * (1 / largest) * (1 / largest)) if wide else gram_face(scaled, weight)
+    )
     v = weight * face.pinv(jnp.where(free, x * to_scaled / unit, 0))
     _, dHv = jax.jvp(lambda problem: hessian_product(problem, v), (clean,), (dclean,))
     dz = -face.solve(weight * dg) + face.null(weight * dHv)

@@ -72,7 +72,10 @@ def sweep(problem: Problem, gram: Array | None, x: Array, g: Array, e: Array, co
             return e.at[j].set(new), r + columns[j][:, None] * (new - e[j])
 
         e, _ = lax.fori_loop(0, count * n, update_residual, (e, einsum("ij,jk->ik", problem.A, e)))
-    return jnp.clip(x + e, lower, upper)
+    # x + e is off by rounding where e leads to a bound: those variables are put on it.
+    y = x + e
+    near = 2 * jnp.finfo(x.dtype).eps * jnp.abs(y)
+    return jnp.clip(jnp.where(y - lower <= near, lower, jnp.where(upper - y <= near, upper, y)), lower, upper)
 
 
 def face_step(

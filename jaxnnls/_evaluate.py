@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxnnls._blocks import block_size, map_columns
+from jaxnnls._blocks import block_size, broadcasting, map_columns
 from jaxnnls._objective import Problem, gradient, residual
 from jaxnnls._scaling import power_of_two
 
@@ -28,14 +28,20 @@ def norm(r: Array) -> Array:
     return jnp.where(positive, size * jnp.sqrt(jnp.where(positive, square, 1)), 0)
 
 
+@broadcasting
 def dual_and_residual_norm(problem: Problem, x: Array, block_bytes: int) -> tuple[Array, Array]:
     """The gradient of the objective at x, (n, N), and ||A x - b||, (N,), NaN where there is no A."""
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def block(part: Part) -> tuple[Array, Array]:
-        own = problem._replace(b=part.b, linear=part.linear)
-        none = jnp.full_like(part.x[0], jnp.nan)
-        return gradient(own, part.x), none if problem.A is None else norm(residual(own, part.x))
+        # Columns without a solution are computed from zeros: their NaN stays out of the gradient of a shared A.
+        known = jnp.all(jnp.isfinite(part.x), axis=0)
+        x = jnp.where(known, part.x, 0)
+        own = problem._replace(
+            b=None if part.b is None else jnp.where(known, part.b, 0), linear=jnp.where(known, part.linear, 0)
+        )
+        size = jnp.full_like(x[0], jnp.nan) if problem.A is None else norm(residual(own, x))
+        return jnp.where(known, gradient(own, x), jnp.nan), jnp.where(known, size, jnp.nan)
 
     n, N = x.shape
     m = 0 if problem.A is None else problem.A.shape[0]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
@@ -87,10 +86,8 @@ def read_array(path: Path) -> NDArray[Any]:
 
 
 def double_precision() -> contextlib.AbstractContextManager[Any]:
-    """64-bit JAX for the extent of a `with`, by the name that the installed version has for it."""
-    if hasattr(jax, "enable_x64"):
-        return jax.enable_x64(True)
-    return vars(jax.experimental)["enable_x64"](True)  # before JAX 0.8
+    """64-bit JAX for the extent of a `with`."""
+    return jax.enable_x64(True)
 
 
 @contextlib.contextmanager

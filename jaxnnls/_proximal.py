@@ -34,6 +34,7 @@ from jaxnnls._linesearch import step_length
 from jaxnnls._objective import Problem, attainable, einsum, gradient, natural_residual
 
 NEWTON_STEPS = 50
+INACTIVE_WEIGHT = 1e-2
 PATIENCE = 6
 STALLED = 10
 CAUTION = 1e3  # how much larger sigma becomes after a step that failed, and smaller after one that did not
@@ -52,6 +53,7 @@ class Subproblem(NamedTuple):
     target: Array
     sigma: Array
     damping: Array  # sigma, or what a singular system needs
+    uncertain: Array  # bool: whether the target may be out of reach
 
 
 class Column(NamedTuple):
@@ -70,7 +72,7 @@ class Column(NamedTuple):
 
 def newton(R: Array, sub: Subproblem, active: Array, budget: Array) -> tuple[Array, Array, Array]:
     """Solve R x + sigma w = target, x = clip(a + W R'w), from w = 0. Returns x, its misfit and the factorisations."""
-    a, W, lower, upper, target, sigma, damping = sub
+    a, W, lower, upper, target, sigma, damping, uncertain = sub
     eps = jnp.finfo(R.dtype).eps
     size = jnp.max(jnp.abs(target), initial=0)
 
@@ -93,7 +95,9 @@ def newton(R: Array, sub: Subproblem, active: Array, budget: Array) -> tuple[Arr
         # Without sigma the damping fades with the residual, as in Levenberg and Marquardt's method.
         fade = jnp.where(sigma > 0, 1, jnp.minimum(jnp.max(jnp.abs(r), initial=0) / jnp.where(size > 0, size, 1), 1))
         diagonal = jnp.maximum(damping * fade, 4 * eps * damping / jnp.sqrt(eps))
-        matrix = einsum("ij,kj->ik", R * jnp.where(free, W, 0), R) + diagonal * jnp.eye(R.shape[0], dtype=R.dtype)
+        # Without sigma, what is at a bound but may leave it keeps a little weight, so that no row is without any.
+        weight = jnp.where(free, 1, jnp.where((sigma > 0) | (lower == upper), 0, INACTIVE_WEIGHT * fade)) * W
+        matrix = einsum("ij,kj->ik", R * weight, R) + diagonal * jnp.eye(R.shape[0], dtype=R.dtype)
         d = cho_solve(cho_factor(matrix), r)
         image = einsum("ij,i->j", R, d)
         straight, bend = jnp.sum((target - sigma * w) * d), sigma * jnp.sum(d * d)
@@ -114,7 +118,7 @@ def newton(R: Array, sub: Subproblem, active: Array, budget: Array) -> tuple[Arr
         closer = error < 0.5 * best
         since = jnp.where(closer, 0, since + 1)
         # A target out of reach shows in a misfit that stays.
-        going = usable & ~exact & ~still & ((sigma > 0) | (since < STALLED) & (error > eps * size))
+        going = usable & ~exact & ~still & (~uncertain | (since < STALLED)) & ((sigma > 0) | (error > eps * size))
         return State(
             jnp.where(usable, w + t * d, w), new, misfit, jnp.where(closer, error, best), since, going, nit + 1
         )
@@ -192,6 +196,7 @@ def solve_column(
             target=einsum("ij,j->i", R, x),
             sigma=state.sigma,
             damping=state.sigma,
+            uncertain=jnp.zeros_like(state.shortest),
         )
         # All minimisers share R x, and a variable with a multiplier stays where it is.
         held = (jnp.abs(g) > jnp.maximum(32 * rounding(x), 4 * state.optimality)) & (state.stage == SHORTEN)
@@ -203,6 +208,7 @@ def solve_column(
             target=step.target if fit is None else jnp.where(state.stage == FIT, fit, step.target),
             sigma=jnp.zeros_like(state.sigma),
             damping=damping,
+            uncertain=state.stage == FIT,
         )
         return jax.tree.map(lambda a, b: jnp.where(state.stage == MINIMISE, a, b), step, projection)
 

@@ -65,11 +65,12 @@ def column_size(problem: Problem, scales: Scales) -> Array:
 def scale_matrix(problem: Problem, scales: Scales) -> Problem:
     """The problem with unit columns; linear in the data, so it is differentiated as it stands."""
     s, junk = scales
+    per_s = 1 / s  # XLA turns ridge / s / s into ridge / (s s), which underflows in small units
     return problem._replace(
         A=None if problem.A is None else jnp.where(junk.T, 0, problem.A / s.T),
         Q=None if problem.Q is None else jnp.where(junk | junk.T, 0, problem.Q / s / s.T),
         linear=problem.linear / s,
-        ridge=jnp.where(junk, 0, problem.ridge / s / s),
+        ridge=jnp.where(junk, 0, problem.ridge * per_s * per_s),
         lower=problem.lower * s,
         upper=problem.upper * s,
     )

@@ -122,6 +122,8 @@ def solve_block(matrix: Matrix, original: Problem, block: Block, options: Option
 
     x, shortest, nit, _ = iterate(matrix, scaled, x, usable, options, block.x_init is not None)
 
+    # Finite data give finite answers, even where rounding has spoilt everything.
+    x = jnp.where(jnp.all(jnp.isfinite(x), axis=0), x, jnp.clip(0, scaled.lower, scaled.upper))
     g = gradient(scaled, x)
     optimality = natural_residual(x, g, scaled.lower, scaled.upper)
     optimal = optimality <= attainable(x, options.tol)

@@ -9,8 +9,6 @@ import jax
 import numpy as np
 import pytest
 
-enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
-
 
 @pytest.fixture(autouse=True)
 def _no_leak():
@@ -21,11 +19,11 @@ def _no_leak():
 
 @pytest.fixture(params=["float32", "float64"])
 def dtype(request):
-    with enable_x64(request.param == "float64"):
+    with jax.enable_x64(request.param == "float64"):
         yield np.dtype(request.param)
 
 
 @pytest.fixture
 def x64():
-    with enable_x64(True):
+    with jax.enable_x64(True):
         yield

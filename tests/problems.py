@@ -66,7 +66,7 @@ def full_rank(rng, m, n, N=N, bounded=False, ridge=0.0, l1=0.0, degenerate=0.0, 
     # A'(A x - b) + ridge x + l1 = dual, and b may have any part that A does not reach.
     r = np.linalg.pinv(A.T) @ (dual - ridge * x - l1)
     noise = rng.normal(size=(m, N))
-    noise -= A @ np.linalg.lstsq(A, noise)[0]
+    noise -= A @ np.linalg.lstsq(A, noise, rcond=None)[0]
     return Problem(A, A @ x - r + 0.3 * noise, lower, upper, ridge, l1, x)
 
 
@@ -105,7 +105,7 @@ def vertex(rng, m, n, N=N, condition=10.0):
         free = rng.permutation(n)[: m // 2]
         for _ in range(1000):
             r = rng.normal(size=m)
-            r -= A[:, free] @ np.linalg.lstsq(A[:, free], r)[0]
+            r -= A[:, free] @ np.linalg.lstsq(A[:, free], r, rcond=None)[0]
             dual = A.T @ r
             dual[free] = 0
             if np.min(np.abs(np.delete(dual, free))) > 0.02 * np.abs(dual).max():
