@@ -216,12 +216,12 @@ def solve_column(
         x, g = state.x, state.g
         y, misfit, count = newton(R, subproblem(state), state.stage < DONE, max_steps - state.nit)
         g_new, optimality = measure(y)
-        optimal = optimality <= attainable(y, tol)
-        # A projection is the answer if it is as good a minimiser.
-        sound = optimal | ((state.stage == SHORTEN) & (optimality <= state.optimality))
-        short = (state.stage != MINIMISE) & sound & ((state.stage == FIT) | (misfit <= attainable(y, tol)))
-        # A proximal step must lower the objective, or what is left to optimality.
-        better = (state.stage == MINIMISE) & ((jnp.sum((y - x) * (g + g_new)) < 0) | (optimality < state.optimality))
+        # A proximal step must lower the objective, or what is left to optimality. A fit is the answer if it is
+        # optimal. A projection that is close is made optimal again by a proximal step, which moves it no further.
+        lower_objective = jnp.sum((y - x) * (g + g_new)) < 0
+        better = (state.stage == MINIMISE) & (lower_objective | (optimality < state.optimality))
+        fitted = (state.stage == FIT) & (optimality <= attainable(y, tol))
+        short = fitted | ((state.stage == SHORTEN) & (misfit <= jnp.minimum(100 * tol, root_eps)))
         progress = better & (optimality < 0.5 * state.previous)
         take = better | short
         new = Column(
@@ -235,15 +235,16 @@ def solve_column(
             stage=state.stage,
             shortest=state.shortest | short,
         )
+        restart = new._replace(previous=new.optimality, since=jnp.zeros_like(new.since), sigma=sigma_step)
+        new = jax.tree.map(lambda a, b: jnp.where(state.stage == MINIMISE, a, b), new, restart)
+
         # What is to be projected afterwards is first solved as well as rounding allows.
         optimal = new.optimality <= attainable(new.x, tol)
-        enough = jnp.where(singular, new.optimality <= rounding(new.x), optimal) | (new.since >= PATIENCE)
-        after = jnp.where(enough, jnp.where(singular & optimal, SHORTEN, DONE), MINIMISE)
-        stage = jnp.where(state.stage == MINIMISE, after, jnp.where(short, DONE, MINIMISE))
-        stage = jnp.where((state.stage == SHORTEN) | (new.nit >= max_steps), DONE, stage)
-        restart = new._replace(previous=state.optimality, since=jnp.zeros_like(new.since), sigma=sigma_step)
-        new = jax.tree.map(lambda a, b: jnp.where(state.stage == FIT, a, b), restart, new)
-        return new._replace(stage=stage)
+        unique = new.shortest
+        enough = jnp.where(unique, optimal, new.optimality <= rounding(new.x)) | (new.since >= PATIENCE)
+        stage = jnp.where(enough, jnp.where(optimal & ~unique, SHORTEN, DONE), MINIMISE)
+        gave_up = (state.stage == SHORTEN) & ~short
+        return new._replace(stage=jnp.where(gave_up | (new.nit >= max_steps), DONE, stage))
 
     g, optimality = measure(x)
     zero = jnp.zeros_like(active, jnp.int32)
