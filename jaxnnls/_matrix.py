@@ -57,7 +57,7 @@ def prepare(problem: Problem) -> Matrix:
         else:
             root = jnp.linalg.qr(A, mode="r")
             pivots = jnp.where(scales.junk[:, 0], 1, jnp.abs(jnp.diag(root)))
-            threshold = 4 * math.sqrt(m + n) * jnp.finfo(A.dtype).eps
+            threshold = 2 * math.sqrt(m) * jnp.finfo(A.dtype).eps  # what rounding A leaves of dependent columns
             singular = (jnp.min(pivots, initial=1) <= threshold) & ~jnp.any(problem.ridge > 0)
     return Matrix(scaled, scales, unit, gram, root, inverse, singular, finite)
 

@@ -35,8 +35,9 @@ from jaxnnls._objective import Problem, attainable, einsum, gradient, natural_re
 
 NEWTON_STEPS = 50
 INACTIVE_WEIGHT = 1e-2
-PATIENCE = 6
+PATIENCE = 4
 STALLED = 10
+DUALITY_GAP = 1e-6
 CAUTION = 1e3  # how much larger sigma becomes after a step that failed, and smaller after one that did not
 
 
@@ -70,8 +71,17 @@ class Column(NamedTuple):
     shortest: Array  # bool: whether x is known to be of least norm among the minimisers
 
 
-def newton(R: Array, sub: Subproblem, active: Array, budget: Array) -> tuple[Array, Array, Array]:
-    """Solve R x + sigma w = target, x = clip(a + W R'w), from w = 0. Returns x, its misfit and the factorisations."""
+class Point(NamedTuple):
+    """Where Newton's method has ended."""
+
+    x: Array
+    misfit: Array  # max |target - R x|
+    bound: Array  # for a = 0 and sigma = 0, the dual objective: no more than 1/2 sum x^2 / W of any feasible x
+    nit: Array  # factorisations
+
+
+def newton(R: Array, sub: Subproblem, active: Array, budget: Array) -> Point:
+    """Solve R x + sigma w = target, x = clip(a + W R'w), from w = 0."""
     a, W, lower, upper, target, sigma, damping, uncertain = sub
     eps = jnp.finfo(R.dtype).eps
     size = jnp.max(jnp.abs(target), initial=0)
@@ -127,7 +137,9 @@ def newton(R: Array, sub: Subproblem, active: Array, budget: Array) -> tuple[Arr
     misfit, zero = misfit_of(a), jnp.zeros_like(active, jnp.int32)
     start = State(w, a, misfit, jnp.max(jnp.abs(misfit), initial=0), zero, active, zero)
     end = lax.while_loop(lambda state: state.going & (state.nit < jnp.minimum(NEWTON_STEPS, budget)), step, start)
-    return jnp.clip(end.u, lower, upper), jnp.max(jnp.abs(end.misfit), initial=0), end.nit
+    x = jnp.clip(end.u, lower, upper)
+    bound = jnp.sum(target * end.w) - jnp.sum((end.u - x / 2) * x / W)
+    return Point(x, jnp.max(jnp.abs(end.misfit), initial=0), bound, end.nit)
 
 
 def rounding(x: Array) -> Array:
@@ -214,7 +226,7 @@ def solve_column(
 
     def step(state: Column) -> Column:
         x, g = state.x, state.g
-        y, misfit, count = newton(R, subproblem(state), state.stage < DONE, max_steps - state.nit)
+        y, misfit, bound, count = newton(R, subproblem(state), state.stage < DONE, max_steps - state.nit)
         g_new, optimality = measure(y)
         # A proximal step must lower the objective, or what is left to optimality. A fit is the answer if it is
         # optimal. A projection that is close is made optimal again by a proximal step, which moves it no further.
@@ -222,6 +234,9 @@ def solve_column(
         better = (state.stage == MINIMISE) & (lower_objective | (optimality < state.optimality))
         fitted = (state.stage == FIT) & (optimality <= attainable(y, tol))
         short = fitted | ((state.stage == SHORTEN) & (misfit <= jnp.minimum(100 * tol, root_eps)))
+        # Where rounding keeps the projection away, x itself may be shown to be of least norm.
+        norm = jnp.sum((x / unit) ** 2) / 2
+        certified = (state.stage == SHORTEN) & (norm - bound <= DUALITY_GAP * norm)
         progress = better & (optimality < 0.5 * state.previous)
         take = better | short
         new = Column(
@@ -233,7 +248,7 @@ def solve_column(
             sigma=jnp.where(better, jnp.maximum(state.sigma / CAUTION, sigma_step), state.sigma * CAUTION),
             nit=state.nit + count,
             stage=state.stage,
-            shortest=state.shortest | short,
+            shortest=state.shortest | short | certified,
         )
         restart = new._replace(previous=new.optimality, since=jnp.zeros_like(new.since), sigma=sigma_step)
         new = jax.tree.map(lambda a, b: jnp.where(state.stage == MINIMISE, a, b), new, restart)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import problems
 import pytest
-from conftest import enable_x64
 from jax.flatten_util import ravel_pytree
 
 import jaxnnls
@@ -87,7 +86,7 @@ class Compiled(NamedTuple):
 @functools.cache
 def compiled(shape, quadratic):
     name = next(name for name in CASES if theta_of(name).A.shape == shape and (name == "quadratic") == quadratic)
-    with enable_x64(True):
+    with jax.enable_x64(True):
         _, unravel = ravel_pytree(jax.tree.map(jnp.asarray, theta_of(name)))
 
     def value(flat):
@@ -109,7 +108,7 @@ def functions(name):
 
 @functools.cache
 def jacobian(name):
-    with enable_x64(True):
+    with jax.enable_x64(True):
         f, flat = functions(name)
         return np.asarray(f.reverse(flat))
 
