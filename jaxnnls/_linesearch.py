@@ -8,6 +8,7 @@ from jax import Array, lax
 
 FLAT = 0.1  # how much of the slope at 0 may be left
 MAX_EVALUATIONS = 16
+LONGEST = 1e3  # Newton steps
 
 
 def step_length(slope: Callable[[Array], Array], slope_at_zero: Array, active: Array) -> Array:
@@ -27,7 +28,8 @@ def step_length(slope: Callable[[Array], Array], slope_at_zero: Array, active: A
         evaluations: Array
 
     def unfinished(state: State) -> Array:
-        return active & (jnp.abs(state.value) > FLAT * slope_at_zero)
+        # A slope that stays along the way is rounding, or a target out of reach.
+        return active & (jnp.abs(state.value) > FLAT * slope_at_zero) & (state.t < LONGEST)
 
     def advance(state: State) -> State:
         t, value, low, low_value, high, high_value, evaluations = state

@@ -128,7 +128,7 @@ def newton(R: Array, sub: Subproblem, active: Array, budget: Array) -> Point:
         closer = error < 0.5 * best
         since = jnp.where(closer, 0, since + 1)
         # A target out of reach shows in a misfit that stays.
-        going = usable & ~exact & ~still & (~uncertain | (since < STALLED)) & ((sigma > 0) | (error > eps * size))
+        going = usable & ~exact & ~still & (~uncertain | (since < STALLED)) & ((sigma > 0) | (error > 16 * eps * size))
         return State(
             jnp.where(usable, w + t * d, w), new, misfit, jnp.where(closer, error, best), since, going, nit + 1
         )
