@@ -233,7 +233,7 @@ def solve_column(
         lower_objective = jnp.sum((y - x) * (g + g_new)) < 0
         better = (state.stage == MINIMISE) & (lower_objective | (optimality < state.optimality))
         fitted = (state.stage == FIT) & (optimality <= attainable(y, tol))
-        short = fitted | ((state.stage == SHORTEN) & (misfit <= jnp.minimum(100 * tol, root_eps)))
+        short = fitted | ((state.stage == SHORTEN) & (misfit <= jnp.minimum(1e4 * tol, root_eps)))
         # Where rounding keeps the projection away, x itself may be shown to be of least norm.
         norm = jnp.sum((x / unit) ** 2) / 2
         certified = (state.stage == SHORTEN) & (norm - bound <= DUALITY_GAP * norm)
