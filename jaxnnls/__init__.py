@@ -6,7 +6,7 @@
 
 One call goes through the modules in this order, and back: `_api` (public functions), `_problem` (checks, shapes),
 `_derivative` (the rule through the KKT conditions), `_solver` (one block of columns after another), and the solver's
-parts `_dual`, `_descent` and `_proximal`. `_objective` holds the objective, written once.
+parts `_dual`, `_active_set`, `_descent` and `_proximal`. `_objective` holds the objective, written once.
 """
 
 from importlib.metadata import version as _version

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -69,3 +69,75 @@ def map_columns(f: Callable[[T], U], columns: T, N: int, size: int) -> U:
         return jnp.concatenate([full, leaf[-1][..., size - tail :]], axis=-1)
 
     return jax.tree.map(join, lax.map(call, [split(leaf) for leaf in own_leaves]))
+
+
+@broadcasting
+def fill_columns(f: Callable[[T], U], columns: T, N: int, size: int) -> U:
+    """As `map_columns`, in the memory of a block and the result: for what is not differentiated.
+
+    Blocks are sliced where they lie and written where they belong. The transpose of that would run over all columns
+    for every block, so `map_columns`, which has a transpose, lays them out first.
+    """
+    if size >= N:
+        return map_columns(f, columns, N, size)
+
+    def block(start: Array) -> U:
+        return f(
+            jax.tree.map(
+                lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size, axis=-1) if leaf.shape[-1] == N else leaf,
+                columns,
+            )
+        )
+
+    def fill(i: Array, out: U) -> U:
+        start = jnp.minimum(i * size, N - size)
+        return jax.tree.map(
+            lambda whole, part: lax.dynamic_update_slice_in_dim(whole, part, start, axis=-1), out, block(start)
+        )
+
+    shapes = jax.eval_shape(block, jnp.zeros((), jnp.int32))
+    out = jax.tree.map(lambda leaf: jnp.zeros((*leaf.shape[:-1], N), leaf.dtype), shapes)
+    return lax.fori_loop(0, math.ceil(N / size), fill, out)
+
+
+def work_off(step: Callable[[U, T, Array], tuple[T, Array]], given: U, state: T, pending: Array, size: int) -> T:
+    """Apply step to `size` pending columns at a time, round after round, until none is pending.
+
+    What a column costs then depends on its own number of steps, not on the slowest column of its block.
+
+    Parameters
+    ----------
+    step : callable
+        From the given and the state of `size` columns, and which of them count, to their new state and whether they
+        are still pending.
+    given, state : trees of columns
+        All leaves have last axis k.
+    pending : Array of bool, shape (k,)
+    size : int
+    """
+    k = pending.shape[0]
+    size = min(size, k)
+
+    def turn(carry: tuple[Array, Array, Array, T, Array]) -> tuple[Array, Array, Array, T, Array]:
+        at, count, order, state, pending = carry
+        own = at + jnp.arange(size) < count
+        index = jnp.where(own, lax.dynamic_slice_in_dim(order, at, size), k)
+
+        def take(tree: Any) -> Any:
+            return jax.tree.map(lambda leaf: jnp.take(leaf, index, axis=-1, mode="clip"), tree)
+
+        new, left = step(take(given), take(state), own)
+        state = jax.tree.map(
+            lambda old, part: old.at[..., index].set(part, mode="drop", unique_indices=True), state, new
+        )
+        pending = pending.at[index].set(left & own, mode="drop", unique_indices=True)
+        return at + size, count, order, state, pending
+
+    def work(carry: tuple[T, Array]) -> tuple[T, Array]:
+        state, pending = carry
+        order = jnp.pad(jnp.argsort(~pending), (0, size))
+        count = jnp.sum(pending)
+        end = lax.while_loop(lambda c: c[0] < c[1], turn, (0 * count, count, order, state, pending))
+        return end[3], end[4]
+
+    return lax.while_loop(lambda carry: jnp.any(carry[1]), work, (state, pending))[0]

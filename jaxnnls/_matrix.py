@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxnnls._objective import Problem, einsum
-from jaxnnls._scaling import Scales, matrix_scales, scale_matrix
+from jaxnnls._scaling import Scales, matrix_scales, relative, scale_matrix
+
+GAP = 30  # between what rounding leaves of dependent columns and what independent ones have, where rank is clear
 
 
 class Matrix(NamedTuple):
@@ -19,8 +21,11 @@ class Matrix(NamedTuple):
     unit: Array  # (n, 1), s relative to its maximum
     gram: Array | None  # (n, n), H; None where products with A are cheaper
     root: Array  # (min(m, n), n), R with R'R = A'A, or H where there is a Q
+    basis: Array | None  # (m, n), for m > n: orthonormal columns with A = basis R
     inverse: Array | None  # (m, m), about (C C')^-1 with C = A diag(unit), for wide A
     singular: Array  # (), bool: whether minimisers may fail to be unique
+    ranked: Array  # (), bool: whether the rank of A is beyond doubt, so that least norm means something on any face
+    independent: Array  # (), bool: whether the rows of a wide A are independent, but for zeros
     finite: Array  # (), bool
 
 
@@ -37,9 +42,10 @@ def prepare(problem: Problem) -> Matrix:
     )
     scales = matrix_scales(problem)
     scaled = scale_matrix(problem, scales)
-    unit = scales.s / jnp.max(scales.s, initial=0)
+    unit = relative(scales)
     n = unit.shape[0]
-    gram, inverse = None, None
+    gram, basis, inverse = None, None, None
+    independent, ranked = jnp.zeros_like(finite), jnp.ones_like(finite)
     if scaled.A is None:
         assert scaled.Q is not None
         gram = jnp.where(jnp.eye(n, dtype=bool), 1, scaled.Q)
@@ -53,22 +59,28 @@ def prepare(problem: Problem) -> Matrix:
         if m < n:
             singular, root = ~jnp.any(problem.ridge > 0), A
             C = A * unit.T
-            inverse = regularised_inverse(einsum("ij,kj->ik", C, C))
+            inverse, independent = regularised_inverse(einsum("ij,kj->ik", C, C))
         else:
-            root = jnp.linalg.qr(A, mode="r")
+            basis, root = jnp.linalg.qr(A)
             pivots = jnp.where(scales.junk[:, 0], 1, jnp.abs(jnp.diag(root)))
             threshold = 2 * math.sqrt(m) * jnp.finfo(A.dtype).eps  # what rounding A leaves of dependent columns
             singular = (jnp.min(pivots, initial=1) <= threshold) & ~jnp.any(problem.ridge > 0)
-    return Matrix(scaled, scales, unit, gram, root, inverse, singular, finite)
+            # Decay curves, say, have pivots of every size down to rounding: any of their columns is almost a
+            # combination of others, none is one.
+            ranked = jnp.all((pivots <= threshold) | (pivots > GAP * threshold))
+    return Matrix(scaled, scales, unit, gram, root, basis, inverse, singular, ranked, independent, finite)
 
 
-def regularised_inverse(M: Array) -> Array:
-    """(M + delta I)^-1 with the smallest delta that rounding allows."""
+def regularised_inverse(M: Array) -> tuple[Array, Array]:
+    """(M + delta I)^-1 with the smallest delta that rounding allows, and whether M is regular but for zero rows."""
     m = M.shape[0]
-    trace = jnp.trace(M)
+    diagonal = jnp.diag(M)
+    trace = jnp.sum(diagonal)
     delta = 8 * jnp.finfo(M.dtype).eps * jnp.where(trace > 0, trace, 1)
-    factor = jax.scipy.linalg.cho_factor(M + delta * jnp.eye(m, dtype=M.dtype))
-    return jax.scipy.linalg.cho_solve(factor, jnp.eye(m, dtype=M.dtype))
+    identity = jnp.eye(m, dtype=M.dtype)
+    factor = jnp.linalg.cholesky(M + delta * identity)
+    regular = jnp.all((jnp.diag(factor) ** 2 > 4 * delta) | (diagonal == 0))
+    return jax.scipy.linalg.cho_solve((factor, True), identity), regular
 
 
 def root_of(H: Array) -> tuple[Array, Array]:

@@ -35,6 +35,25 @@ class Problem(NamedTuple):
     upper: Array  # (n, N) or (n, 1)
 
 
+class Columns(NamedTuple):
+    """What belongs to the columns of a problem, for taking some of them."""
+
+    b: Array | None  # (m, N)
+    linear: Array  # (n, N)
+    lower: Array  # (n, N)
+    upper: Array  # (n, N)
+
+
+def columns_of(problem: Problem) -> Columns:
+    """The part of a problem that belongs to its columns."""
+    return Columns(problem.b, problem.linear, problem.lower, problem.upper)
+
+
+def with_columns(problem: Problem, columns: Columns) -> Problem:
+    """The problem with other columns."""
+    return problem._replace(**columns._asdict())
+
+
 def residual(problem: Problem, x: Array) -> Array:
     """A x - b, shape (m, N)."""
     assert problem.A is not None and problem.b is not None

@@ -147,15 +147,17 @@ def rounding(x: Array) -> Array:
     return jnp.finfo(x.dtype).eps * (1 + jnp.sum(jnp.abs(x)))
 
 
+class Start(NamedTuple):
+    """Where a column starts from."""
+
+    x: Array  # (n,), within bounds
+    active: Array  # bool
+    singular: Array  # bool: whether the minimiser may fail to be unique
+    regular: Array  # bool: whether x is a minimiser already, on a regular face, and only its norm may be in question
+
+
 def solve_column(
-    problem: Problem,
-    R: Array,
-    unit: Array,
-    x: Array,
-    active: Array,
-    singular: Array,
-    tol: Array,
-    max_steps: Array,
+    problem: Problem, R: Array, unit: Array, start: Start, tol: Array, max_steps: Array
 ) -> tuple[Array, Array, Array]:
     """One column to optimality and, where the minimiser may not be unique, to the least norm.
 
@@ -167,11 +169,7 @@ def solve_column(
         A, or a square root of A'A or Q.
     unit : Array, shape (n,)
         x_scaled / x, up to a factor: least norm refers to x_scaled / unit.
-    x : Array, shape (n,)
-        The start, within bounds.
-    active : Array of bool, shape ()
-    singular : Array of bool, shape ()
-        Whether the minimiser may fail to be unique.
+    start : Start
     tol : Array, shape ()
     max_steps : Array of int, shape ()
 
@@ -183,6 +181,7 @@ def solve_column(
     nit : Array of int, shape ()
         Factorisations.
     """
+    x, active, singular, regular = start
     lower, upper = problem.lower[:, 0], problem.upper[:, 0]
     ridge = problem.ridge[:, 0]
     fit = problem.b[:, 0] if problem.b is not None and R.shape[0] < R.shape[1] else None
@@ -220,7 +219,7 @@ def solve_column(
             target=step.target if fit is None else jnp.where(state.stage == FIT, fit, step.target),
             sigma=jnp.zeros_like(state.sigma),
             damping=damping,
-            uncertain=state.stage == FIT,
+            uncertain=(state.stage == FIT) | regular,
         )
         return jax.tree.map(lambda a, b: jnp.where(state.stage == MINIMISE, a, b), step, projection)
 
@@ -263,10 +262,10 @@ def solve_column(
 
     g, optimality = measure(x)
     zero = jnp.zeros_like(active, jnp.int32)
-    first = jnp.where(singular & (optimality <= rounding(x)), SHORTEN, MINIMISE)
+    first = jnp.where(singular & (regular | (optimality <= rounding(x))), SHORTEN, MINIMISE)
     if fit is not None:
-        first = jnp.where(singular & jnp.all(problem.linear == 0), FIT, first)
-    start = Column(
+        first = jnp.where(singular & ~regular & jnp.all(problem.linear == 0), FIT, first)
+    column = Column(
         x=x,
         g=g,
         optimality=optimality,
@@ -275,7 +274,7 @@ def solve_column(
         sigma=sigma_step,
         nit=zero,
         stage=jnp.where(active & (singular | (optimality > attainable(x, tol))), first, DONE),
-        shortest=~singular,
+        shortest=~singular | regular,
     )
-    end = lax.while_loop(lambda state: state.stage < DONE, step, start)
+    end = lax.while_loop(lambda state: state.stage < DONE, step, column)
     return end.x, end.shortest, end.nit

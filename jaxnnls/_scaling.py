@@ -51,6 +51,11 @@ def matrix_scales(problem: Problem) -> Scales:
     return Scales(lax.stop_gradient(s), lax.stop_gradient(junk))
 
 
+def relative(scales: Scales) -> Array:
+    """Column norms in units of the largest, (n, 1)."""
+    return scales.s / jnp.max(scales.s, initial=0)
+
+
 def column_size(problem: Problem, scales: Scales) -> Array:
     """beta, the size of each right-hand side, (1, N)."""
     if problem.A is not None:

@@ -1,30 +1,46 @@
 """From a problem to its solution: prepare the matrix once, then solve block after block.
 
-Per block, each part takes over the columns that the one before it left unsolved:
+A tall A is first replaced by the triangular factor R of A = Q R, and b by Q'b: the same problem with n equations, to
+rounding. Then each part takes over the columns that the one before it left unsolved:
 
     wide A, no ridge, no l1:   `least_norm`, the dual: exact fits, already of least norm
-    every problem:             `descend`, sweeps and conjugate gradients
+    few variables:             `active_set`
+    other problems:            `descend`, sweeps and conjugate gradients, and `polish`
+    is the minimiser unique?   `judge_faces`, where A does not have full rank
     what is left, and          `solve_column`, proximal Newton with factorisations, a few columns at a time
     whatever is not unique
+
+What is said of the result, its optimality and status, is measured with A itself.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxnnls._blocks import block_size, broadcasting, map_columns
+from jaxnnls._active_set import FEW, active_set
+from jaxnnls._blocks import block_size, broadcasting, fill_columns, work_off
 from jaxnnls._descent import FIRST_SWEEPS, SWEEPS, descend, polish
 from jaxnnls._dual import least_norm
 from jaxnnls._matrix import Matrix, prepare
-from jaxnnls._objective import Problem, attainable, einsum, gradient, natural_residual
-from jaxnnls._proximal import solve_column
+from jaxnnls._objective import (
+    Columns,
+    Problem,
+    attainable,
+    columns_of,
+    einsum,
+    gradient,
+    natural_residual,
+    with_columns,
+)
+from jaxnnls._proximal import Start, solve_column
 from jaxnnls._scaling import column_size, scale_columns
 from jaxnnls._solution import choose_status
+from jaxnnls._uniqueness import judge_faces
 
-DESCENT_STEPS = 12
+DESCENT_STEPS = 20
 DEFAULT_MAX_STEPS = 500
 RESCUE_ELEMENTS = 2**16  # of the matrices that are factorised at a time
 
@@ -44,7 +60,7 @@ class Result(NamedTuple):
     optimality: Array  # (N,)
     nit: Array  # (N,), int32
     status: Array  # (N,), int32
-    singular: Array  # (), bool: whether the matrix is such that minimisers may fail to be unique
+    plain: Array  # (N,), bool: whether H_FF is regular, or for wide A, whether A x = b and A has independent rows
 
 
 class Block(NamedTuple):
@@ -61,7 +77,7 @@ def bytes_per_column(problem: Problem) -> int:
     """What a column needs while its block is solved."""
     n = problem.lower.shape[0]
     m = 0 if problem.A is None else problem.A.shape[0]
-    return (24 * n + 12 * m) * problem.lower.dtype.itemsize
+    return (10 * n + 4 * m) * problem.lower.dtype.itemsize
 
 
 @functools.partial(jax.jit, static_argnames="block_bytes")
@@ -73,12 +89,11 @@ def solve(problem: Problem, options: Options, block_bytes: int) -> Result:
     matrix = prepare(problem)
     block = Block(problem.b, problem.linear, problem.lower, problem.upper, options.x_init)
     size = block_size(N, bytes_per_column(problem), block_bytes)
-    columns = map_columns(lambda part: solve_block(matrix, problem, part, options), block, N, size)
-    return Result(*columns, singular=matrix.singular)
+    return fill_columns(lambda part: solve_block(matrix, problem, part, options), block, N, size)
 
 
-def solve_block(matrix: Matrix, original: Problem, block: Block, options: Options) -> tuple[Array, Array, Array, Array]:
-    """Solve the columns of one block. Returns x, optimality, nit, status."""
+def solve_block(matrix: Matrix, original: Problem, block: Block, options: Options) -> Result:
+    """Solve the columns of one block."""
     n, dtype = original.lower.shape[0], original.lower.dtype
     scales = matrix.scales
 
@@ -120,14 +135,14 @@ def solve_block(matrix: Matrix, original: Problem, block: Block, options: Option
         x = jnp.where(jnp.isfinite(x), x, 0)
     x = jnp.clip(x, scaled.lower, scaled.upper)
 
-    x, shortest, nit, _ = iterate(matrix, scaled, x, usable, options, block.x_init is not None)
+    progress = iterate(matrix, reduced(matrix, scaled), x, usable, options, block.x_init is not None)
+    x, nit = progress.x, progress.nit
 
     # Finite data give finite answers, even where rounding has spoilt everything.
     x = jnp.where(jnp.all(jnp.isfinite(x), axis=0), x, jnp.clip(0, scaled.lower, scaled.upper))
-    g = gradient(scaled, x)
-    optimality = natural_residual(x, g, scaled.lower, scaled.upper)
+    optimality = natural_residual(x, gradient(scaled, x), scaled.lower, scaled.upper)
     optimal = optimality <= attainable(x, options.tol)
-    converged = optimal & shortest
+    converged = optimal & progress.shortest
     if original.Q is not None:
         bounded &= optimal | ~diverges(matrix, scaled, x)
     status = choose_status(converged, nit >= options.max_steps, finite, feasible, bounded)
@@ -136,7 +151,16 @@ def solve_block(matrix: Matrix, original: Problem, block: Block, options: Option
     x = jnp.clip(x * beta / scales.s, lower, upper)
     x = jnp.where(at_lower, raw.lower, jnp.where(at_upper, raw.upper, x))
     optimality = jnp.where(finite, jnp.where(feasible, optimality, jnp.inf), jnp.nan)
-    return jnp.where(finite, x, jnp.nan), optimality, nit, status
+    plain = progress.unique if matrix.inverse is None else progress.fitted & matrix.independent
+    return Result(jnp.where(finite, x, jnp.nan), optimality, nit, status, plain)
+
+
+def reduced(matrix: Matrix, problem: Problem) -> Problem:
+    """The problem with as many equations as variables: ||A x - b||^2 and ||R x - Q'b||^2 differ by a constant."""
+    if matrix.basis is None:
+        return problem
+    assert problem.b is not None
+    return problem._replace(A=matrix.root, b=einsum("ij,ik->jk", matrix.basis, problem.b))
 
 
 class Progress(NamedTuple):
@@ -144,8 +168,9 @@ class Progress(NamedTuple):
 
     x: Array  # (n, k)
     shortest: Array  # (k,), bool: whether x is known to be of least norm among the minimisers, if it is one
+    unique: Array  # (k,), bool: whether the minimiser is known to be unique
+    fitted: Array  # (k,), bool: whether A x = b
     nit: Array  # (k,), int32
-    pending: Array  # (k,), bool
 
 
 def iterate(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: Options, warm: bool) -> Progress:
@@ -168,51 +193,40 @@ def iterate(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: 
         x = jnp.where(fitted, z, x)
 
     rest = usable & ~fitted
-    steps = jnp.minimum(DESCENT_STEPS, options.max_steps - nit)
-    end = descend(problem, matrix.gram, x, rest, options.tol, steps, SWEEPS if warm else FIRST_SWEEPS)
-    good = rest & (end.optimality <= attainable(end.x, options.tol))
-    x = polish(problem, matrix.gram, end.x, good)
-    nit += end.nit
-    pending = rest & (~good | matrix.singular) & (nit < options.max_steps)
-    return rescue(matrix, problem, Progress(x, fitted | ~matrix.singular, nit, pending), options)
+    if matrix.gram is not None and x.shape[0] <= FEW:
+        x, regular, steps = active_set(problem, matrix.gram, x, rest, options.tol, options.max_steps)
+        g = gradient(problem, x)
+        optimality = natural_residual(x, g, problem.lower, problem.upper)
+    else:
+        steps = jnp.minimum(DESCENT_STEPS, options.max_steps - nit)
+        end = descend(problem, matrix.gram, x, rest, options.tol, steps, SWEEPS if warm else FIRST_SWEEPS)
+        x, g, optimality, steps = end[:4]
+        regular = jnp.zeros_like(rest)
+    nit += steps
+    good = rest & (optimality <= attainable(x, options.tol))
+    clear = ~matrix.singular | (regular & ~matrix.ranked)
+    faces = judge_faces(problem, matrix.root, x, g, optimality, good & ~clear)
+    unique = clear | faces.unique | (faces.regular & ~matrix.ranked)
+    x = polish(problem, matrix.gram, x, good & (unique | faces.regular))
+    progress = Progress(x, fitted | unique, unique, fitted, nit)
+    return rescue(matrix, problem, progress, rest & ~(good & unique) & (nit < options.max_steps), options)
 
 
-def rescue(matrix: Matrix, problem: Problem, start: Progress, options: Options) -> Progress:
+def rescue(matrix: Matrix, problem: Problem, progress: Progress, pending: Array, options: Options) -> Progress:
     """`solve_column` for the pending columns, a few at a time."""
-    k = start.pending.shape[0]
-    chunk = max(1, min(k, RESCUE_ELEMENTS // max(matrix.root.shape[0] ** 2, 1)))
 
-    def column(problem: Problem, x: Array, active: Array, budget: Array) -> tuple[Array, Array, Array]:
-        problem = problem._replace(
-            b=None if problem.b is None else problem.b[:, None],
-            linear=problem.linear[:, None],
-            lower=problem.lower[:, None],
-            upper=problem.upper[:, None],
-        )
-        return solve_column(problem, matrix.root, matrix.unit[:, 0], x, active, matrix.singular, options.tol, budget)
+    def column(given: Columns, state: Progress, own: Array) -> tuple[Array, Array, Array]:
+        single = with_columns(problem, jax.tree.map(lambda leaf: leaf[:, None], given))
+        start = Start(state.x, own, matrix.singular, state.shortest)
+        return solve_column(single, matrix.root, matrix.unit[:, 0], start, options.tol, options.max_steps - state.nit)
 
-    axes: Any = (None, None, None if problem.b is None else -1, -1, None, -1, -1)
-    columns = jax.vmap(column, in_axes=(Problem(*axes), -1, 0, 0), out_axes=(-1, 0, 0))
+    def step(given: Columns, state: Progress, own: Array) -> tuple[Progress, Array]:
+        columns = jax.vmap(column, in_axes=(-1, -1, 0), out_axes=(-1, 0, 0))
+        x, shortest, count = columns(given, state, own)
+        return state._replace(x=x, shortest=shortest, nit=state.nit + count), jnp.zeros_like(own)
 
-    def turn(state: Progress) -> Progress:
-        x, shortest, nit, pending = state
-        at = lax.top_k(pending.astype(jnp.float32), chunk)[1]
-        part = problem._replace(
-            b=None if problem.b is None else problem.b[:, at],
-            linear=problem.linear[:, at],
-            lower=problem.lower[:, at],
-            upper=problem.upper[:, at],
-        )
-        own = pending[at]
-        new, short, count = columns(part, x[:, at], own, options.max_steps - nit[at])
-        return Progress(
-            x.at[:, at].set(jnp.where(own, new, x[:, at])),
-            shortest.at[at].set(jnp.where(own, short, shortest[at])),
-            nit.at[at].add(count),
-            pending.at[at].set(False),
-        )
-
-    return lax.while_loop(lambda state: jnp.any(state.pending), turn, start)
+    size = max(1, RESCUE_ELEMENTS // max(matrix.root.shape[0] ** 2, 1))
+    return work_off(step, columns_of(problem), progress, pending, size)
 
 
 def diverges(matrix: Matrix, problem: Problem, x: Array) -> Array:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 TALL, SQUARE, WIDE = (12, 7), (7, 7), (6, 15)
+MANY = (40, 24)  # more variables than the active-set method takes
 N = 10
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxnnls
-from jaxnnls._blocks import block_size, map_columns
+from jaxnnls._blocks import block_size, fill_columns, map_columns, work_off
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,8 @@ def test_block_size(N, bytes_per_column, block_bytes, size):
 
 @pytest.mark.parametrize("N", [0, 1, 6, 7])
 @pytest.mark.parametrize("size", [1, 3, 7])
-def test_map_columns(N, size):
+@pytest.mark.parametrize("map_columns", [map_columns, fill_columns])
+def test_map_columns(map_columns, N, size):
     a, c = np.arange(2 * N, dtype="f").reshape(2, N), np.arange(N, dtype="f")
     shared = np.array([[10.0], [20.0]], "f")
     seen = []
@@ -42,10 +43,9 @@ def test_map_columns(N, size):
     out = map_columns(f, (a, c, shared, None), N, size)
     np.testing.assert_array_equal(out["sum"], a + shared + c)
     np.testing.assert_array_equal(out["first"], a[0] * 2)
-    # Whole arrays of one size, traced once; None is passed through.
+    # Whole arrays of one size; None is passed through.
     width = min(size, max(N, 1))
-    assert seen[0] == ((2, width), (width,), (2, 1 if N != 1 else width), None)
-    assert len(seen) == 1
+    assert set(seen) == {((2, width), (width,), (2, 1 if N != 1 else width), None)}
 
 
 def test_last_block_is_filled_up_with_real_columns():
@@ -61,6 +61,24 @@ def test_last_block_is_filled_up_with_real_columns():
     np.testing.assert_array_equal(total, [1, 2, 3, 3, 4, 5])
 
 
+@pytest.mark.parametrize("size", [1, 3, 4, 9])
+def test_work_off_gives_every_column_its_own_steps(size):
+    goals = np.array([3, 0, 1, 7, 0, 2, 2], np.int32)
+    calls = []
+
+    def step(given, count, own):
+        jax.debug.callback(lambda own: calls.append(int(own.sum())), own)
+        return count + own, count + own < given
+
+    pending = goals > 0
+    count = jax.jit(lambda goals, pending: work_off(step, goals, 0 * goals, pending, size))(goals, pending)
+    jax.effects_barrier()
+    np.testing.assert_array_equal(count, goals)
+    assert sum(calls) == goals.sum()
+    # Round after round, those that are left are packed together.
+    assert len(calls) == sum(-(-int((goals > i).sum()) // min(size, len(goals))) for i in range(goals.max()))
+
+
 def test_blocks_stop_on_their_own():
     # A slow column does not keep other blocks going: the loop is inside the block.
     def f(n):
@@ -70,9 +88,11 @@ def test_blocks_stop_on_their_own():
     np.testing.assert_array_equal(turns, [2, 2, 9, 9, 0, 0])
 
 
-def temporaries(m, n, N, block_bytes, bounded=False):
+def temporaries(
+    m, n, N, block_bytes, solver=lambda A, B, block_bytes: jaxnnls.lsq_linear(A, B, block_bytes=block_bytes)
+):
     def solve(A, B):
-        return jaxnnls.lsq_linear(A, B, (0, 1 if bounded else jnp.inf), block_bytes=block_bytes)
+        return solver(A, B, block_bytes=block_bytes)
 
     shapes = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((m, n), (m, N)))
     return jax.jit(solve).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
@@ -88,3 +108,12 @@ def test_memory_stays_within_the_budget(m, n):
     assert large - small < 4 * columns
     # Once everything is in one block, memory grows with the block; in blocks it is the budget and what A needs.
     assert small < 4 * budget + 4 * 4 * (m + n) * few
+
+
+@pytest.mark.parametrize(("m", "n"), [(64, 32), (32, 64), (48, 12)])
+def test_memory_of_nnls_does_not_grow_with_the_columns(m, n):
+    budget = 2**20
+    few, many = (temporaries(m, n, N, budget, jaxnnls.nnls) for N in (2**12, 2**15))
+    # What grows with N is a few bytes a column, not its data; and all is near the budget.
+    assert many - few < 16 * (2**15 - 2**12)
+    assert many < 1.5 * budget + 16 * 2**15

@@ -227,3 +227,17 @@ def test_vmap_over_matrices(name, x64):
             A[k].shape
         )
         np.testing.assert_allclose(together[k], alone, rtol=0, atol=1e-9 * np.abs(alone).max())
+
+
+@pytest.mark.parametrize("shape", [(30, 20), (6, 15)])
+def test_gradient_of_vmap_is_the_gradient_of_each(shape, x64):
+    rng = np.random.default_rng(5)
+    A, B = rng.normal(size=(3, *shape)), rng.normal(size=(3, shape[0], 4))
+
+    def norm(A, B):
+        return jnp.sum(jaxnnls.nnls(A, B) ** 2)
+
+    together = jax.jit(jax.grad(lambda A, B: jnp.sum(jax.vmap(norm)(A, B)), argnums=(0, 1)))(A, B)
+    alone = [jax.jit(jax.grad(norm, argnums=(0, 1)))(a, b) for a, b in zip(A, B)]
+    for batch, *single in zip(together, *alone):
+        np.testing.assert_allclose(batch, np.stack(single), rtol=0, atol=1e-9 * np.abs(batch).max())

@@ -8,7 +8,7 @@ import numpy as np
 import oracle
 import problems
 import pytest
-from problems import SQUARE, TALL, WIDE, Problem
+from problems import MANY, SQUARE, TALL, WIDE, Problem
 from scipy.optimize import nnls as scipy_nnls
 
 import jaxnnls
@@ -19,7 +19,7 @@ def scaled_columns(rng, m, n):
     return problems.matrix(rng, m, n) * np.geomspace(1e-4, 1e4, n)
 
 
-# Three shapes, so three compilations for each dtype.
+# Few shapes, so few compilations for each dtype.
 CASES = {
     "tall": lambda rng: problems.full_rank(rng, *TALL),
     "tall boxed": lambda rng: problems.full_rank(rng, *TALL, bounded=True),
@@ -31,6 +31,11 @@ CASES = {
     "tall duplicate": lambda rng: problems.fit(rng, *TALL, A=problems.deficient(rng, *TALL, "duplicate")),
     "tall zero": lambda rng: problems.fit(rng, *TALL, bounded=True, A=problems.deficient(rng, *TALL, "zero")),
     "tall junk": lambda rng: problems.fit(rng, *TALL, A=problems.deficient(rng, *TALL, "junk")),
+    "many": lambda rng: problems.full_rank(rng, *MANY),
+    "many boxed": lambda rng: problems.full_rank(rng, *MANY, bounded=True, fixed=0.1),
+    "many degenerate": lambda rng: problems.full_rank(rng, *MANY, degenerate=0.5),
+    "many ridge l1": lambda rng: problems.full_rank(rng, *MANY, ridge=0.2, l1=0.05),
+    "many duplicate": lambda rng: problems.fit(rng, *MANY, A=problems.deficient(rng, *MANY, "duplicate")),
     "square": lambda rng: problems.full_rank(rng, *SQUARE),
     "square boxed": lambda rng: problems.full_rank(rng, *SQUARE, bounded=True),
     "square duplicate": lambda rng: problems.fit(rng, *SQUARE, A=problems.deficient(rng, *SQUARE, "duplicate")),

@@ -1,0 +1,145 @@
+"""Linear algebra on the free set F of each column, differentiable; maps (n, k) that are zero off the free set.
+
+`weight` (n, k) is `unit` on the free set and 0 elsewhere: the variables are z = x_scaled / unit, so that null spaces
+count in the units of x. Three kinds of faces, the first two by conjugate gradients, without a matrix per column:
+
+    regular_face     H_FF regular: tall A of full column rank, a ridge, a positive definite Q
+    fit_face         A x = b with B = A_F of full row rank: the flagship case, wide A
+    gram_face,       anything, by the pseudo-inverse of one matrix per column
+    wide_face
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxnnls._blocks import work_off
+from jaxnnls._conjugate import conjugate_gradients
+from jaxnnls._objective import Problem, einsum
+from jaxnnls._pseudoinverse import pseudoinverse
+
+CG_REDUCTION = 8  # eps
+GROUP_ELEMENTS = 2**18  # of the matrices that are factorised at a time, where conjugate gradients fail
+
+
+def hessian(problem: Problem) -> Array:
+    """H of a scaled problem, (n, n)."""
+    if problem.A is not None:
+        H = einsum("ij,ik->jk", problem.A, problem.A)
+    else:
+        assert problem.Q is not None
+        H = (problem.Q + problem.Q.T) / 2
+    return H + jnp.diag(problem.ridge[:, 0])
+
+
+def linear_solve(
+    product: Callable[[Array], Array],
+    matrices: Callable[[Array], Array],
+    weight: Array,
+    r: Array,
+    precondition: Callable[[Array], Array] = lambda r: r,
+) -> Array:
+    """M^+ r for each column, r in the range of M; differentiable where M is regular.
+
+    Parameters
+    ----------
+    product : callable
+        v -> M v, (p, k) -> (p, k), differentiable.
+    matrices : callable
+        M for the weights (n, j) of some columns, (j, p, p): for columns on which conjugate gradients fail.
+    weight : Array, shape (n, k)
+    r : Array, shape (p, k)
+    precondition : callable
+        r -> about M^-1 r.
+    """
+    p = r.shape[0]
+    weight = lax.stop_gradient(weight)
+
+    def solve(product: Callable[[Array], Array], r: Array) -> Array:
+        target = (CG_REDUCTION * jnp.finfo(r.dtype).eps) ** 2 * jnp.sum(r * r, axis=0)
+        d, square = conjugate_gradients(product, r, target, 2 * p, precondition)
+
+        def direct(given: tuple[Array, Array], d: Array, own: Array) -> tuple[Array, Array]:
+            weight, r = given
+            K, _ = pseudoinverse(matrices(weight))
+            return einsum("kij,jk->ik", K, r), jnp.zeros_like(own)
+
+        return work_off(direct, (weight, r), d, ~(square <= target), max(1, GROUP_ELEMENTS // p**2))
+
+    return lax.custom_linear_solve(product, r, solve, symmetric=True)
+
+
+def regular_face(H: Array, weight: Array) -> Callable[[Array], Array]:
+    """H_FF^-1, where weight is 0 or 1."""
+
+    def product(v: Array) -> Array:
+        return weight * einsum("ij,jk->ik", H, weight * v)
+
+    fixed = lax.stop_gradient(H)
+
+    def matrices(weight: Array) -> Array:
+        return einsum("ik,ij,jk->kij", weight, fixed, weight)
+
+    return lambda r: linear_solve(product, matrices, weight, weight * r)
+
+
+def fit_face(A: Array, inverse: Array, weight: Array) -> Callable[[Array], Array]:
+    """(B B')^-1, B = A diag(weight), on the rows of B that are not zero; maps (m, k). inverse is about (A A')^-1."""
+    fixed = lax.stop_gradient(A)
+    alive = (einsum("ij,jk->ik", fixed**2, weight**2) > 0).astype(A.dtype)
+
+    def product(v: Array) -> Array:
+        return alive * einsum("ij,jk->ik", A, weight**2 * einsum("ij,ik->jk", A, alive * v))
+
+    def matrices(weight: Array) -> Array:
+        return einsum("ij,jk,lj->kil", fixed, weight**2, fixed)
+
+    def precondition(v: Array) -> Array:
+        return alive * einsum("ij,jk->ik", inverse, v)
+
+    return lambda r: linear_solve(product, matrices, weight, alive * r, precondition)
+
+
+class Face(NamedTuple):
+    """Linear algebra on faces of any kind."""
+
+    solve: Callable[[Array], Array]  # H_FF^+
+    pinv: Callable[[Array], Array]  # H_FF^+ where there is no ridge
+    null: Callable[[Array], Array]  # I - H_FF^+ H_FF
+
+
+def gram_face(H: Array, weight: Array) -> Face:
+    """By the free block of H itself, for n <= m and for Q."""
+    K, N = pseudoinverse(einsum("ik,ij,jk->kij", weight, H, weight))
+
+    def apply(v: Array) -> Array:
+        return einsum("kij,jk->ik", K, v)
+
+    return Face(solve=apply, pinv=apply, null=lambda v: jnp.where(weight > 0, einsum("kij,jk->ik", N, v), 0))
+
+
+def wide_face(problem: Problem, weight: Array, ridge: Array) -> Face:
+    """By the m x m matrices B B' + ridge I, B = A diag(weight), for m < n."""
+    A = problem.A
+    assert A is not None
+    m = A.shape[0]
+    K, N = pseudoinverse(einsum("ij,jk,lj->kil", A, weight**2, A) + ridge * jnp.eye(m, dtype=A.dtype))
+    rank = m - jnp.round(jnp.einsum("kii->k", N))
+    deficient = rank < jnp.sum(weight > 0, axis=0)
+    positive = ridge > 0
+
+    def across(v: Array) -> Array:  # K B v
+        return einsum("kij,jk->ik", K, einsum("ij,jk->ik", A, weight * v))
+
+    def back(y: Array) -> Array:  # B'y
+        return weight * einsum("ij,ik->jk", A, y)
+
+    def pinv(v: Array) -> Array:
+        return back(einsum("kij,jk->ik", K, across(v)))
+
+    def solve(v: Array) -> Array:
+        return jnp.where(positive, (v - back(across(v))) / jnp.where(positive, ridge, 1), pinv(v))
+
+    return Face(solve, pinv, null=lambda v: jnp.where(deficient & ~positive, v - back(across(v)), 0))
