@@ -20,6 +20,7 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 BASH_LINES = [line for language, block in BLOCKS if language == "bash" for line in block.splitlines()]
 FILE_JOBS = [line for line in BASH_LINES if line.startswith("python -m jaxnnls ")]
 INSTALLS = ["pip install . && python -m jaxnnls", "pip install '.[test]' && python -m pytest"]
+BENCHMARKS = [line for line in BASH_LINES if "python -m tests.benchmarks" in line]
 
 
 def table(header):
@@ -31,8 +32,16 @@ def table(header):
 def test_every_block_is_one_that_is_run():
     assert {language for language, _ in BLOCKS} == {"math", "bash", "python", "text"}
     assert [language for language, _ in BLOCKS].count("math") == 1
-    assert sorted(BASH_LINES) == sorted(INSTALLS + FILE_JOBS)
+    assert sorted(BASH_LINES) == sorted(INSTALLS + FILE_JOBS + BENCHMARKS)
     assert FILE_JOBS
+
+
+def test_benchmark_commands_are_understood():
+    assert BENCHMARKS
+    for line in BENCHMARKS:
+        options = line.split("python -m tests.benchmarks", 1)[1]
+        code = f"from tests.benchmarks.__main__ import arguments; arguments({shlex.split(options)!r})"
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_python_blocks_print_what_the_readme_shows():

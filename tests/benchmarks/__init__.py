@@ -1,0 +1,1 @@
+"""Speed and accuracy beside other solvers: `pip install '.[bench]' && python -m tests.benchmarks`. Not a test."""
