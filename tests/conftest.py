@@ -1,5 +1,6 @@
 """Fixtures: the dtype of a test, float64 only where it is asked for."""
 
+import itertools
 import os
 
 # Compilation is nearly all of the time: LLVM without optimisation halves it, and the arithmetic is the same.
@@ -8,6 +9,14 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 import jax
 import numpy as np
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def _few_programs(_count=itertools.count(1)):
+    # A compiled solve keeps some 800 memory maps, and Linux ends a process that asks for more than 65530.
+    yield
+    if next(_count) % 40 == 0:
+        jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)
