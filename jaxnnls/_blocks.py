@@ -117,27 +117,60 @@ def work_off(step: Callable[[U, T, Array], tuple[T, Array]], given: U, state: T,
     """
     k = pending.shape[0]
     size = min(size, k)
+    packed_given, unpack_given = _pack(given)
+    packed_state, unpack_state = _pack(state)
 
-    def turn(carry: tuple[Array, Array, Array, T, Array]) -> tuple[Array, Array, Array, T, Array]:
+    def turn(carry: tuple[Array, Array, Array, Packed, Array]) -> tuple[Array, Array, Array, Packed, Array]:
         at, count, order, state, pending = carry
         own = at + jnp.arange(size) < count
         index = jnp.where(own, lax.dynamic_slice_in_dim(order, at, size), k)
 
-        def take(tree: Any) -> Any:
-            return jax.tree.map(lambda leaf: jnp.take(leaf, index, axis=-1, mode="clip"), tree)
+        def take(tree: Packed) -> Packed:
+            return {name: jnp.take(rows, index, axis=0, mode="clip") for name, rows in tree.items()}
 
-        new, left = step(take(given), take(state), own)
-        state = jax.tree.map(
-            lambda old, part: old.at[..., index].set(part, mode="drop", unique_indices=True), state, new
-        )
+        new, left = step(unpack_given(take(packed_given)), unpack_state(take(state)), own)
+        packed, _ = _pack(new)
+        state = {name: state[name].at[index].set(rows, mode="drop", unique_indices=True) for name, rows in packed.items()}
         pending = pending.at[index].set(left & own, mode="drop", unique_indices=True)
         return at + size, count, order, state, pending
 
-    def work(carry: tuple[T, Array]) -> tuple[T, Array]:
+    def work(carry: tuple[Packed, Array]) -> tuple[Packed, Array]:
         state, pending = carry
         order = jnp.pad(jnp.argsort(~pending), (0, size))
         count = jnp.sum(pending)
         end = lax.while_loop(lambda c: c[0] < c[1], turn, (0 * count, count, order, state, pending))
         return end[3], end[4]
 
-    return lax.while_loop(lambda carry: jnp.any(carry[1]), work, (state, pending))[0]
+    return unpack_state(lax.while_loop(lambda carry: jnp.any(carry[1]), work, (packed_state, pending))[0])
+
+
+Packed = dict[str, Array]
+
+
+def _pack(tree: T) -> tuple[Packed, Callable[[Packed], T]]:
+    """All that belongs to a column as a row, one array (k, .) for each dtype, and the way back.
+
+    So a few columns are a few contiguous rows. Taking them leaf by leaf along the last axis, XLA would transpose
+    every whole leaf first, and half of the code it compiles would do that.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    shapes = [leaf.shape[:-1] for leaf in leaves]
+    groups: dict[str, list[int]] = {}
+    for i, leaf in enumerate(leaves):
+        groups.setdefault(leaf.dtype.name, []).append(i)
+
+    def unpack(packed: Packed) -> T:
+        parts: list[Any] = [None] * len(shapes)
+        for name, group in groups.items():
+            columns, start = lax.optimization_barrier(packed[name].T), 0
+            for i in group:
+                stop = start + math.prod(shapes[i])
+                parts[i] = columns[start:stop].reshape(*shapes[i], columns.shape[-1])
+                start = stop
+        return jax.tree.unflatten(treedef, parts)
+
+    def rows(leaf: Array) -> Array:
+        return leaf.reshape(math.prod(leaf.shape[:-1]), leaf.shape[-1])
+
+    packed = {name: jnp.concatenate([rows(leaves[i]) for i in group]).T for name, group in groups.items()}
+    return packed, unpack

@@ -1,4 +1,4 @@
-"""The robust path: proximal point steps, each solved by Newton's method with a factorisation. One column at a time.
+"""The robust path: proximal point steps, each solved by Newton's method with a factorisation for each column.
 
 With R'R = A'A (or Q), from a feasible x_k with gradient g_k, a proximal step goes to the exact minimiser of
 
@@ -12,8 +12,8 @@ allows; after a step that rounding spoilt it is larger. The minimiser is
 
 with a = x_k - g_k / (sigma + ridge) and W = sigma / (sigma + ridge): as many equations as R has rows, piecewise linear
 and monotone. Newton's direction and an exact search along it maximise a concave piecewise quadratic. With a = 0,
-W = unit^2 and sigma = 0 the same equations project 0 onto {x : R x = target}: the least-norm solution, where the
-target is b (an exact fit, tried first for wide A) or what a minimiser makes of it. A Newton step solves
+W = unit^2 and sigma = 0 the same equations project 0 onto {x : R x = R x_k}, the minimisers, once x_k is one of them:
+the least-norm solution. A Newton step solves
 
     (R_F W_F R_F' + damping I) dw = target - R x - sigma w
 
@@ -25,13 +25,22 @@ Woodbury formula (a third of the arithmetic for n <= m, but it loses sqrt(eps) a
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.scipy.linalg import cho_factor, cho_solve
 
+from jaxnnls._blocks import work_off
 from jaxnnls._linesearch import step_length
-from jaxnnls._objective import Problem, attainable, einsum, gradient, natural_residual
+from jaxnnls._objective import (
+    Columns,
+    Problem,
+    attainable,
+    columns_of,
+    einsum,
+    gradient,
+    natural_residual,
+    with_columns,
+)
 
 NEWTON_STEPS = 50
 INACTIVE_WEIGHT = 1e-2
@@ -39,242 +48,212 @@ PATIENCE = 4
 STALLED = 10
 DUALITY_GAP = 1e-6
 CAUTION = 1e3  # how much larger sigma becomes after a step that failed, and smaller after one that did not
+GROUP_ELEMENTS = 2**16  # of the matrices that are factorised at a time
 
-
-FIT, MINIMISE, SHORTEN, DONE = range(4)
+MINIMISE, SHORTEN, DONE = range(3)
 
 
 class Subproblem(NamedTuple):
-    """What a proximal step or a projection asks for; shapes (n,) and (rows of R,)."""
+    """What a proximal step or a projection asks for, column by column."""
 
-    a: Array
-    W: Array
-    lower: Array
-    upper: Array
-    target: Array
-    sigma: Array
-    damping: Array  # sigma, or what a singular system needs
-    uncertain: Array  # bool: whether the target may be out of reach
-
-
-class Column(NamedTuple):
-    """A column in progress."""
-
-    x: Array  # (n,), the best x so far
-    g: Array  # (n,)
-    optimality: Array
-    previous: Array  # the optimality that counted as progress
-    since: Array  # steps since then
-    sigma: Array
-    nit: Array
-    stage: Array  # FIT, MINIMISE, SHORTEN or DONE
-    shortest: Array  # bool: whether x is known to be of least norm among the minimisers
+    a: Array  # (n, k)
+    W: Array  # (n, k)
+    lower: Array  # (n, k)
+    upper: Array  # (n, k)
+    target: Array  # (rows of R, k)
+    sigma: Array  # (k,)
+    damping: Array  # (k,), sigma, or what a singular system needs
 
 
 class Point(NamedTuple):
     """Where Newton's method has ended."""
 
-    x: Array
-    misfit: Array  # max |target - R x|
-    bound: Array  # for a = 0 and sigma = 0, the dual objective: no more than 1/2 sum x^2 / W of any feasible x
-    nit: Array  # factorisations
+    x: Array  # (n, k)
+    misfit: Array  # (k,), max |target - R x|
+    bound: Array  # (k,), for a = 0 and sigma = 0, the dual objective: at most 1/2 sum x^2 / W of any feasible x
+    nit: Array  # (k,), factorisations
+
+
+def largest(v: Array) -> Array:
+    """max |v| of each column, (p, k) -> (k,)."""
+    return jnp.max(jnp.abs(v), axis=0, initial=0)
 
 
 def newton(R: Array, sub: Subproblem, active: Array, budget: Array) -> Point:
-    """Solve R x + sigma w = target, x = clip(a + W R'w), from w = 0."""
-    a, W, lower, upper, target, sigma, damping, uncertain = sub
+    """Solve R x + sigma w = target, x = clip(a + W R'w), from w = 0, in the active columns."""
+    a, W, lower, upper, target, sigma, damping = sub
     eps = jnp.finfo(R.dtype).eps
-    size = jnp.max(jnp.abs(target), initial=0)
+    size = largest(target)
+    proximal = sigma > 0
 
     class State(NamedTuple):
-        w: Array
-        u: Array
-        misfit: Array  # (rows of R,), target - R x
-        best: Array  # the largest misfit that counted as progress
-        since: Array  # steps since then
-        going: Array
-        nit: Array
+        w: Array  # (rows of R, k)
+        u: Array  # (n, k), a + W R'w
+        misfit: Array  # (rows of R, k), target - R x
+        best: Array  # (k,), the largest misfit that counted as progress
+        since: Array  # (k,), steps since then
+        going: Array  # (k,), bool
+        nit: Array  # (k,)
 
     def misfit_of(u: Array) -> Array:
-        return target - einsum("ij,j->i", R, jnp.clip(u, lower, upper))
+        return target - einsum("ij,jk->ik", R, jnp.clip(u, lower, upper))
 
     def step(state: State) -> State:
         w, u, misfit, best, since, going, nit = state
         free = (u > lower) & (u < upper)
         r = misfit - sigma * w
         # Without sigma the damping fades with the residual, as in Levenberg and Marquardt's method.
-        fade = jnp.where(sigma > 0, 1, jnp.minimum(jnp.max(jnp.abs(r), initial=0) / jnp.where(size > 0, size, 1), 1))
+        fade = jnp.where(proximal, 1, jnp.minimum(largest(r) / jnp.where(size > 0, size, 1), 1))
         diagonal = jnp.maximum(damping * fade, 4 * eps * damping / jnp.sqrt(eps))
         # Without sigma, what is at a bound but may leave it keeps a little weight, so that no row is without any.
-        weight = jnp.where(free, 1, jnp.where((sigma > 0) | (lower == upper), 0, INACTIVE_WEIGHT * fade)) * W
-        matrix = einsum("ij,kj->ik", R * weight, R) + diagonal * jnp.eye(R.shape[0], dtype=R.dtype)
-        d = cho_solve(cho_factor(matrix), r)
-        image = einsum("ij,i->j", R, d)
-        straight, bend = jnp.sum((target - sigma * w) * d), sigma * jnp.sum(d * d)
+        weight = jnp.where(free, 1, jnp.where(proximal | (lower == upper), 0, INACTIVE_WEIGHT * fade)) * W
+        matrix = einsum("kij,lj->kil", weight.T[:, None] * R, R) + diagonal[:, None, None] * jnp.eye(len(R), dtype=R.dtype)
+        d = cho_solve(cho_factor(matrix), r.T[:, :, None])[:, :, 0].T
+        image = einsum("ij,ik->jk", R, d)
+        straight, bend = jnp.sum((target - sigma * w) * d, axis=0), sigma * jnp.sum(d * d, axis=0)
 
         def slope(t: Array) -> Array:
-            return straight - t * bend - jnp.sum(jnp.clip(u + t * W * image, lower, upper) * image)
+            return straight - t * bend - jnp.sum(jnp.clip(u + t * W * image, lower, upper) * image, axis=0)
 
-        at_zero = jnp.sum(r * d)
+        at_zero = jnp.sum(r * d, axis=0)
         usable = going & jnp.isfinite(at_zero) & (at_zero > 0)
         t = jnp.where(usable, step_length(slope, at_zero, usable), 0)
         new = jnp.where(usable, u + t * W * image, u)
+        w = jnp.where(usable, w + t * d, w)
         x, y = jnp.clip(u, lower, upper), jnp.clip(new, lower, upper)
         # A full step that keeps the free set is exact, unless damped; one that moves nothing cannot be improved on.
-        exact = (t == 1) & jnp.all(free == ((new > lower) & (new < upper))) & (sigma > 0)
-        still = jnp.max(jnp.abs(y - x), initial=0) <= 4 * eps * jnp.max(jnp.abs(y), initial=0)
+        exact = (t == 1) & jnp.all(free == ((new > lower) & (new < upper)), axis=0) & proximal
+        still = largest(y - x) <= 4 * eps * largest(y)
         misfit = misfit_of(new)
-        error = jnp.max(jnp.abs(misfit), initial=0)
+        error = largest(misfit)
         closer = error < 0.5 * best
         since = jnp.where(closer, 0, since + 1)
-        # A target out of reach shows in a misfit that stays.
-        going = usable & ~exact & ~still & (~uncertain | (since < STALLED)) & ((sigma > 0) | (error > 16 * eps * size))
-        return State(
-            jnp.where(usable, w + t * d, w), new, misfit, jnp.where(closer, error, best), since, going, nit + 1
-        )
+        # A projection out of reach shows in a misfit that stays.
+        nit += going
+        going = usable & ~exact & ~still & (proximal | ((since < STALLED) & (error > 16 * eps * size)))
+        going &= nit < jnp.minimum(NEWTON_STEPS, budget)
+        return State(w, new, misfit, jnp.where(closer, error, best), since, going, nit)
 
-    w = R[:, 0] * 0
-    misfit, zero = misfit_of(a), jnp.zeros_like(active, jnp.int32)
-    start = State(w, a, misfit, jnp.max(jnp.abs(misfit), initial=0), zero, active, zero)
-    end = lax.while_loop(lambda state: state.going & (state.nit < jnp.minimum(NEWTON_STEPS, budget)), step, start)
+    misfit = misfit_of(a)
+    zero = jnp.zeros_like(active, jnp.int32)
+    start = State(jnp.zeros_like(misfit), a, misfit, largest(misfit), zero, active & (budget > 0), zero)
+    end = lax.while_loop(lambda state: jnp.any(state.going), step, start)
     x = jnp.clip(end.u, lower, upper)
-    bound = jnp.sum(target * end.w) - jnp.sum((end.u - x / 2) * x / W)
-    return Point(x, jnp.max(jnp.abs(end.misfit), initial=0), bound, end.nit)
+    bound = jnp.sum(target * end.w, axis=0) - jnp.sum((end.u - x / 2) * x / W, axis=0)
+    return Point(x, largest(end.misfit), bound, end.nit)
 
 
 def rounding(x: Array) -> Array:
-    """What the gradient at x may be wrong by. (n,) -> ()."""
-    return jnp.finfo(x.dtype).eps * (1 + jnp.sum(jnp.abs(x)))
+    """What the gradient at x may be wrong by. (n, k) -> (k,)."""
+    return jnp.finfo(x.dtype).eps * (1 + jnp.sum(jnp.abs(x), axis=0))
 
 
-class Start(NamedTuple):
-    """Where a column starts from."""
+class State(NamedTuple):
+    """Columns in progress."""
 
-    x: Array  # (n,), within bounds
-    active: Array  # bool
-    singular: Array  # bool: whether the minimiser may fail to be unique
-    regular: Array  # bool: whether x is a minimiser already, on a regular face, and only its norm may be in question
+    x: Array  # (n, k), the best x so far
+    g: Array  # (n, k)
+    optimality: Array  # (k,)
+    previous: Array  # (k,), the optimality that counted as progress
+    since: Array  # (k,), steps since then
+    sigma: Array  # (k,)
+    nit: Array  # (k,)
+    stage: Array  # (k,), MINIMISE, SHORTEN or DONE
+    shortest: Array  # (k,), bool: whether x is known to be of least norm among the minimisers
 
 
-def solve_column(
-    problem: Problem, R: Array, unit: Array, start: Start, tol: Array, max_steps: Array
+def rescue(
+    problem: Problem, R: Array, unit: Array, singular: Array, x: Array, active: Array, tol: Array, max_steps: Array
 ) -> tuple[Array, Array, Array]:
-    """One column to optimality and, where the minimiser may not be unique, to the least norm.
+    """Bring columns to optimality and, where the minimiser may not be unique, to the least norm.
 
     Parameters
     ----------
     problem : Problem
-        A single scaled column; its column arrays have shapes (m, 1) and (n, 1).
-    R : Array, shape (min(m, n), n)
+        A block of k columns, scaled.
+    R : Array, shape (p, n)
         A, or a square root of A'A or Q.
-    unit : Array, shape (n,)
+    unit : Array, shape (n, 1)
         x_scaled / x, up to a factor: least norm refers to x_scaled / unit.
-    start : Start
+    singular : Array of bool, shape ()
+        Whether minimisers may fail to be unique.
+    x : Array, shape (n, k)
+        The start, within bounds.
+    active : Array of bool, shape (k,)
     tol : Array, shape ()
-    max_steps : Array of int, shape ()
+    max_steps : Array of int, shape (k,)
 
     Returns
     -------
-    x : Array, shape (n,)
-    shortest : Array of bool, shape ()
+    x : Array, shape (n, k)
+    shortest : Array of bool, shape (k,)
         Whether x is known to be the minimiser of least norm.
-    nit : Array of int, shape ()
+    nit : Array of int, shape (k,)
         Factorisations.
     """
-    x, active, singular, regular = start
-    lower, upper = problem.lower[:, 0], problem.upper[:, 0]
-    ridge = problem.ridge[:, 0]
-    fit = problem.b[:, 0] if problem.b is not None and R.shape[0] < R.shape[1] else None
     root_eps = jnp.sqrt(jnp.finfo(x.dtype).eps)
+    ridge = problem.ridge
 
     def mean_eigenvalue(R: Array) -> Array:
         size = jnp.sum(R * R) / max(R.shape[0], 1)
         return jnp.where(size > 0, size, 1)
 
-    sigma_step, damping = (root_eps * mean_eigenvalue(root) for root in (R, R * unit))
+    sigma_step, damping = (root_eps * mean_eigenvalue(root) for root in (R, R * unit.T))
 
-    def measure(x: Array) -> tuple[Array, Array]:
-        g = gradient(problem, x[:, None])
-        return g[:, 0], natural_residual(x[:, None], g, problem.lower, problem.upper)[0]
+    def measure(problem: Problem, x: Array) -> tuple[Array, Array]:
+        g = gradient(problem, x)
+        return g, natural_residual(x, g, problem.lower, problem.upper)
 
-    def subproblem(state: Column) -> Subproblem:
-        x, g = state.x, state.g
-        step = Subproblem(
-            a=x - g / (state.sigma + ridge),
-            W=state.sigma / (state.sigma + ridge) * jnp.ones_like(x),
-            lower=lower,
-            upper=upper,
-            target=einsum("ij,j->i", R, x),
-            sigma=state.sigma,
-            damping=state.sigma,
-            uncertain=jnp.zeros_like(state.shortest),
-        )
+    def subproblem(state: State, lower: Array, upper: Array) -> Subproblem:
+        x, g, shorten = state.x, state.g, state.stage == SHORTEN
         # All minimisers share R x, and a variable with a multiplier stays where it is.
-        held = (jnp.abs(g) > jnp.maximum(32 * rounding(x), 4 * state.optimality)) & (state.stage == SHORTEN)
-        projection = Subproblem(
-            a=jnp.zeros_like(x),
-            W=unit**2,
+        held = shorten & (jnp.abs(g) > jnp.maximum(32 * rounding(x), 4 * state.optimality))
+        return Subproblem(
+            a=jnp.where(shorten, 0, x - g / (state.sigma + ridge)),
+            W=jnp.where(shorten, unit**2, state.sigma / (state.sigma + ridge)),
             lower=jnp.where(held, x, lower),
             upper=jnp.where(held, x, upper),
-            target=step.target if fit is None else jnp.where(state.stage == FIT, fit, step.target),
-            sigma=jnp.zeros_like(state.sigma),
-            damping=damping,
-            uncertain=(state.stage == FIT) | regular,
+            target=einsum("ij,jk->ik", R, x),
+            sigma=jnp.where(shorten, 0, state.sigma),
+            damping=jnp.where(shorten, damping, state.sigma),
         )
-        return jax.tree.map(lambda a, b: jnp.where(state.stage == MINIMISE, a, b), step, projection)
 
-    def step(state: Column) -> Column:
-        x, g = state.x, state.g
-        y, misfit, bound, count = newton(R, subproblem(state), state.stage < DONE, max_steps - state.nit)
-        g_new, optimality = measure(y)
-        # A proximal step must lower the objective, or what is left to optimality. A fit is the answer if it is
-        # optimal. A projection that is close is made optimal again by a proximal step, which moves it no further.
-        lower_objective = jnp.sum((y - x) * (g + g_new)) < 0
-        better = (state.stage == MINIMISE) & (lower_objective | (optimality < state.optimality))
-        fitted = (state.stage == FIT) & (optimality <= attainable(y, tol))
-        short = fitted | ((state.stage == SHORTEN) & (misfit <= jnp.minimum(1e4 * tol, root_eps)))
+    def step(given: tuple[Columns, Array], state: State, own: Array) -> tuple[State, Array]:
+        part, max_steps = with_columns(problem, given[0]), given[1]
+        x, g, minimise = state.x, state.g, state.stage == MINIMISE
+        y, misfit, bound, count = newton(R, subproblem(state, part.lower, part.upper), own, max_steps - state.nit)
+        g_new, optimality = measure(part, y)
+        # A proximal step must lower the objective, or what is left to optimality. A projection that is close is made
+        # optimal again by a proximal step, which moves it no further.
+        lower_objective = jnp.sum((y - x) * (g + g_new), axis=0) < 0
+        better = minimise & (lower_objective | (optimality < state.optimality))
+        short = ~minimise & (misfit <= jnp.minimum(1e4 * tol, root_eps))
         # Where rounding keeps the projection away, x itself may be shown to be of least norm.
-        norm = jnp.sum((x / unit) ** 2) / 2
-        certified = (state.stage == SHORTEN) & (norm - bound <= DUALITY_GAP * norm)
-        progress = better & (optimality < 0.5 * state.previous)
+        norm = jnp.sum((x / unit) ** 2, axis=0) / 2
+        shortest = state.shortest | short | (~minimise & (norm - bound <= DUALITY_GAP * norm))
         take = better | short
-        new = Column(
-            x=jnp.where(take, y, x),
-            g=jnp.where(take, g_new, g),
-            optimality=jnp.where(take, optimality, state.optimality),
-            previous=jnp.where(progress, optimality, state.previous),
-            since=jnp.where(progress, 0, state.since + 1),
-            sigma=jnp.where(better, jnp.maximum(state.sigma / CAUTION, sigma_step), state.sigma * CAUTION),
-            nit=state.nit + count,
-            stage=state.stage,
-            shortest=state.shortest | short | certified,
-        )
-        restart = new._replace(previous=new.optimality, since=jnp.zeros_like(new.since), sigma=sigma_step)
-        new = jax.tree.map(lambda a, b: jnp.where(state.stage == MINIMISE, a, b), new, restart)
+        x, g = jnp.where(take, y, x), jnp.where(take, g_new, g)
+        progress = better & (optimality < 0.5 * state.previous) | short
+        since = jnp.where(progress, 0, state.since + minimise)
+        previous = jnp.where(progress, optimality, state.previous)
+        optimality = jnp.where(take, optimality, state.optimality)
+        sigma = jnp.where(better, state.sigma / CAUTION, state.sigma * jnp.where(minimise, CAUTION, 1))
+        sigma = jnp.where(short, sigma_step, jnp.maximum(sigma, sigma_step))
+        nit = state.nit + count
 
         # What is to be projected afterwards is first solved as well as rounding allows.
-        optimal = new.optimality <= attainable(new.x, tol)
-        unique = new.shortest
-        enough = jnp.where(unique, optimal, new.optimality <= rounding(new.x)) | (new.since >= PATIENCE)
-        stage = jnp.where(enough, jnp.where(optimal & ~unique, SHORTEN, DONE), MINIMISE)
-        gave_up = (state.stage == SHORTEN) & ~short
-        return new._replace(stage=jnp.where(gave_up | (new.nit >= max_steps), DONE, stage))
+        optimal = optimality <= attainable(x, tol)
+        enough = jnp.where(shortest, optimal, optimality <= rounding(x)) | (since >= PATIENCE)
+        stage = jnp.where(enough, jnp.where(optimal & ~shortest, SHORTEN, DONE), MINIMISE)
+        stage = jnp.where((~minimise & ~short) | (nit >= max_steps), DONE, stage)
+        return State(x, g, optimality, previous, since, sigma, nit, stage, shortest), stage < DONE
 
-    g, optimality = measure(x)
-    zero = jnp.zeros_like(active, jnp.int32)
-    first = jnp.where(singular & (regular | (optimality <= rounding(x))), SHORTEN, MINIMISE)
-    if fit is not None:
-        first = jnp.where(singular & ~regular & jnp.all(problem.linear == 0), FIT, first)
-    column = Column(
-        x=x,
-        g=g,
-        optimality=optimality,
-        previous=optimality,
-        since=zero,
-        sigma=sigma_step,
-        nit=zero,
-        stage=jnp.where(active & (singular | (optimality > attainable(x, tol))), first, DONE),
-        shortest=~singular | regular,
-    )
-    end = lax.while_loop(lambda state: state.stage < DONE, step, column)
+    g, optimality = measure(problem, x)
+    zero = jnp.zeros_like(max_steps)
+    optimal = optimality <= jnp.where(singular, rounding(x), attainable(x, tol))
+    stage = jnp.where(optimal, jnp.where(singular, SHORTEN, DONE), MINIMISE)
+    sigma = jnp.broadcast_to(sigma_step, optimality.shape)
+    start = State(x, g, optimality, optimality, zero, sigma, zero, stage, jnp.broadcast_to(~singular, active.shape))
+    size = max(1, GROUP_ELEMENTS // max(R.shape[0] ** 2, 1))
+    end = work_off(step, (columns_of(problem), max_steps), start, active & (stage < DONE), size)
     return end.x, end.shortest, end.nit

@@ -7,7 +7,7 @@ rounding. Then each part takes over the columns that the one before it left unso
     few variables:             `active_set`
     other problems:            `descend`, sweeps and conjugate gradients, and `polish`
     is the minimiser unique?   `judge_faces`, where A does not have full rank
-    what is left, and          `solve_column`, proximal Newton with factorisations, a few columns at a time
+    what is left, and          `rescue`, proximal Newton with factorisations, a few columns at a time
     whatever is not unique
 
 What is said of the result, its optimality and status, is measured with A itself.
@@ -21,28 +21,24 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxnnls._active_set import FEW, active_set
-from jaxnnls._blocks import block_size, broadcasting, fill_columns, work_off
+from jaxnnls._blocks import block_size, broadcasting, fill_columns
 from jaxnnls._descent import FIRST_SWEEPS, SWEEPS, descend, polish
 from jaxnnls._dual import least_norm
 from jaxnnls._matrix import Matrix, prepare
 from jaxnnls._objective import (
-    Columns,
     Problem,
     attainable,
-    columns_of,
     einsum,
     gradient,
     natural_residual,
-    with_columns,
 )
-from jaxnnls._proximal import Start, solve_column
+from jaxnnls._proximal import rescue
 from jaxnnls._scaling import column_size, scale_columns
 from jaxnnls._solution import choose_status
 from jaxnnls._uniqueness import judge_faces
 
 DESCENT_STEPS = 20
 DEFAULT_MAX_STEPS = 500
-RESCUE_ELEMENTS = 2**16  # of the matrices that are factorised at a time
 
 
 class Options(NamedTuple):
@@ -208,25 +204,10 @@ def iterate(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: 
     faces = judge_faces(problem, matrix.root, x, g, optimality, good & ~clear)
     unique = clear | faces.unique | (faces.regular & ~matrix.ranked)
     x = polish(problem, matrix.gram, x, good & (unique | faces.regular))
-    progress = Progress(x, fitted | unique, unique, fitted, nit)
-    return rescue(matrix, problem, progress, rest & ~(good & unique) & (nit < options.max_steps), options)
-
-
-def rescue(matrix: Matrix, problem: Problem, progress: Progress, pending: Array, options: Options) -> Progress:
-    """`solve_column` for the pending columns, a few at a time."""
-
-    def column(given: Columns, state: Progress, own: Array) -> tuple[Array, Array, Array]:
-        single = with_columns(problem, jax.tree.map(lambda leaf: leaf[:, None], given))
-        start = Start(state.x, own, matrix.singular, state.shortest)
-        return solve_column(single, matrix.root, matrix.unit[:, 0], start, options.tol, options.max_steps - state.nit)
-
-    def step(given: Columns, state: Progress, own: Array) -> tuple[Progress, Array]:
-        columns = jax.vmap(column, in_axes=(-1, -1, 0), out_axes=(-1, 0, 0))
-        x, shortest, count = columns(given, state, own)
-        return state._replace(x=x, shortest=shortest, nit=state.nit + count), jnp.zeros_like(own)
-
-    size = max(1, RESCUE_ELEMENTS // max(matrix.root.shape[0] ** 2, 1))
-    return work_off(step, columns_of(problem), progress, pending, size)
+    pending = rest & ~(good & unique) & (nit < options.max_steps)
+    left = options.max_steps - nit
+    x, shortest, steps = rescue(problem, matrix.root, matrix.unit, matrix.singular, x, pending, options.tol, left)
+    return Progress(x, fitted | unique | shortest, unique, fitted, nit + steps)
 
 
 def diverges(matrix: Matrix, problem: Problem, x: Array) -> Array:
