@@ -43,6 +43,7 @@ class State(NamedTuple):
     free: Array  # (n, k), 0 or 1
     pivot: Array  # (n, k), 1 for the variable that leaves F next
     settled: Array  # (k,), bool: whether the last step went all the way
+    stale: Array  # (k,), max |g| over F at the last step
     done: Array  # (k,), bool
     nit: Array  # (k,)
     step: Array
@@ -105,7 +106,7 @@ def active_set(
         lower, upper = given.lower, given.upper
 
         def step(state: State) -> State:
-            x, T, free, pivot, settled, done, nit, count = state
+            x, T, free, pivot, settled, before, done, nit, count = state
             g = gradient(part, x)
             room = attainable(x, tol)
             # What is inside its bounds has to be free; what is on one may be freed if its multiplier is wrong.
@@ -113,7 +114,9 @@ def active_set(
             wrong = jnp.where((free > 0) | (lower == upper), 0, wrong)
             worst = jnp.max(wrong, axis=0)
             stale = jnp.max(jnp.abs(free * g), axis=0)
-            done |= settled & (worst <= room) & (stale <= room)
+            # Beyond tol, down to rounding, as long as that is quick.
+            fine = (stale <= attainable(x, 0)) | ((stale <= room) & (stale > 0.5 * before))
+            done |= settled & (worst <= room) & fine
             enter = first((wrong == worst) & settled & (worst > room), x.dtype)
             T, new_free = exchange(T, free, jnp.where(settled, enter, pivot) * ~done)
             done |= (settled & (worst > room) & jnp.all(new_free == free, axis=0)) | (nit >= most)
@@ -125,7 +128,7 @@ def active_set(
             leave = first((ratio == t) & (t < 1), x.dtype)
             x = jnp.clip(x + jnp.minimum(t, 1) * d, lower, upper)
             x = jnp.where(leave > 0, jnp.where(d > 0, upper, lower), x)
-            return State(x, T, free, leave, t >= 1, done, nit + ~done, count + 1)
+            return State(x, T, free, leave, t >= 1, stale, done, nit + ~done, count + 1)
 
         x, _, nit = state
         nothing = jnp.zeros_like(x)
@@ -135,6 +138,7 @@ def active_set(
             nothing,
             nothing,
             jnp.ones_like(own),
+            jnp.full_like(x[0], jnp.inf),
             ~own,
             nit,
             jnp.zeros((), jnp.int32),

@@ -130,7 +130,9 @@ def work_off(step: Callable[[U, T, Array], tuple[T, Array]], given: U, state: T,
 
         new, left = step(unpack_given(take(packed_given)), unpack_state(take(state)), own)
         packed, _ = _pack(new)
-        state = {name: state[name].at[index].set(rows, mode="drop", unique_indices=True) for name, rows in packed.items()}
+        state = {
+            name: rows.at[index].set(packed[name], mode="drop", unique_indices=True) for name, rows in state.items()
+        }
         pending = pending.at[index].set(left & own, mode="drop", unique_indices=True)
         return at + size, count, order, state, pending
 

@@ -41,8 +41,6 @@ SWEEPS = 4
 CG_STEPS = 15
 CG_REDUCTION = 1e-2
 SHORTER = 0.25
-POLISH_STEPS = 40
-REFINEMENTS = 4
 GROUP = 128  # columns that take a step together
 
 
@@ -54,6 +52,7 @@ class Descent(NamedTuple):
     optimality: Array  # (k,)
     nit: Array  # (k,), outer steps taken
     length: Array  # (k,), of the next step along its direction
+    gaining: Array  # (k,), bool: whether the last step halved the optimality
 
 
 def hessian_product(problem: Problem, gram: Array | None, v: Array) -> Array:
@@ -132,7 +131,7 @@ def descend(
     steps: Array,
     first_sweeps: int,
 ) -> Descent:
-    """Improve the active columns until each is optimal to tol, or has spent its outer steps.
+    """Improve the active columns until each is optimal, or has spent its outer steps.
 
     Parameters
     ----------
@@ -145,6 +144,7 @@ def descend(
     active : Array of bool, shape (k,)
         Other columns are returned as they are.
     tol : Array, shape ()
+        What counts as optimal; what comes easily beyond it, down to rounding, is taken.
     steps : Array of int, shape (k,)
         How many outer steps each column may take.
     first_sweeps : int
@@ -152,10 +152,13 @@ def descend(
 
     def state_at(problem: Problem, x: Array, nit: Array) -> Descent:
         g = gradient(problem, x)
-        return Descent(x, g, natural_residual(x, g, problem.lower, problem.upper), nit, jnp.ones_like(g[0]))
+        optimality = natural_residual(x, g, problem.lower, problem.upper)
+        return Descent(x, g, optimality, nit, jnp.ones_like(optimality), jnp.ones_like(optimality, bool))
 
     def unfinished(state: Descent, steps: Array) -> Array:
-        return (state.optimality > attainable(state.x, tol)) & (state.nit < steps)
+        # Beyond tol, down to rounding, as long as that is quick.
+        improvable = state.gaining & (state.optimality > attainable(state.x, 0))
+        return (improvable | (state.optimality > attainable(state.x, tol))) & (state.nit < steps)
 
     def step(given: tuple[Columns, Array], old: Descent, own: Array) -> tuple[Descent, Array]:
         part, steps = with_columns(problem, given[0]), given[1]
@@ -167,8 +170,11 @@ def descend(
         d = face_step(part, gram, g, free, CG_STEPS)
         new = state_at(part, jnp.clip(x + old.length * d, part.lower, part.upper), old.nit + 1)
         lower_objective = jnp.sum((new.x - old.x) * (new.g + old.g), axis=0) <= 0
-        keep = lower_objective | (new.optimality <= attainable(new.x, tol))
-        stay = new._replace(x=x, g=g, optimality=old.optimality, length=SHORTER * old.length)
+        gaining = new.optimality < 0.5 * old.optimality
+        new = new._replace(gaining=gaining)
+        # Near the solution rounding hides the objective.
+        keep = lower_objective | gaining & (new.optimality <= attainable(new.x, tol))
+        stay = old._replace(nit=new.nit, length=SHORTER * old.length, gaining=gaining)
         new = Descent(*(jnp.where(keep, a, b) for a, b in zip(new, stay)))
         return new, unfinished(new, steps)
 
@@ -182,32 +188,3 @@ def descend(
     given = (columns_of(problem), steps)
     pending = active & unfinished(start, steps)
     return work_off(step, given, start, pending, GROUP)
-
-
-class Polish(NamedTuple):
-    """Columns in progress."""
-
-    x: Array  # (n, k)
-    g: Array  # (n, k), the gradient at x
-    error: Array  # (k,), max |g| over the free set
-    nit: Array  # (k,)
-
-
-def polish(problem: Problem, gram: Array | None, x: Array, active: Array) -> Array:
-    """Solve on the free set to rounding level, by refinement, wherever that stays within bounds. (n, k)."""
-
-    def measure(part: Problem, x: Array, nit: Array) -> Polish:
-        g = gradient(part, x)
-        return Polish(x, g, jnp.max(jnp.abs(g) * interior(part, x), axis=0, initial=0), nit)
-
-    def step(given: Columns, old: Polish, own: Array) -> tuple[Polish, Array]:
-        part = with_columns(problem, given)
-        inner = interior(part, old.x)
-        d = face_step(part, gram, old.g, (inner & own).astype(x.dtype), POLISH_STEPS)
-        new = measure(part, old.x + d, old.nit + 1)
-        better = (new.error < old.error) & jnp.all(interior(part, new.x) | ~inner, axis=0)
-        kept = Polish(*(jnp.where(better, a, b) for a, b in zip(new, old)))
-        return kept, better & (kept.error > attainable(kept.x, 0)) & (kept.nit < REFINEMENTS)
-
-    start = measure(problem, x, jnp.zeros_like(active, jnp.int32))
-    return work_off(step, columns_of(problem), start, active & (start.error > attainable(x, 0)), GROUP).x

@@ -107,7 +107,8 @@ def newton(R: Array, sub: Subproblem, active: Array, budget: Array) -> Point:
         diagonal = jnp.maximum(damping * fade, 4 * eps * damping / jnp.sqrt(eps))
         # Without sigma, what is at a bound but may leave it keeps a little weight, so that no row is without any.
         weight = jnp.where(free, 1, jnp.where(proximal | (lower == upper), 0, INACTIVE_WEIGHT * fade)) * W
-        matrix = einsum("kij,lj->kil", weight.T[:, None] * R, R) + diagonal[:, None, None] * jnp.eye(len(R), dtype=R.dtype)
+        identity = jnp.eye(len(R), dtype=R.dtype)
+        matrix = einsum("kij,lj->kil", weight.T[:, None] * R, R) + diagonal[:, None, None] * identity
         d = cho_solve(cho_factor(matrix), r.T[:, :, None])[:, :, 0].T
         image = einsum("ij,ik->jk", R, d)
         straight, bend = jnp.sum((target - sigma * w) * d, axis=0), sigma * jnp.sum(d * d, axis=0)

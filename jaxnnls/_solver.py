@@ -5,7 +5,7 @@ rounding. Then each part takes over the columns that the one before it left unso
 
     wide A, no ridge, no l1:   `least_norm`, the dual: exact fits, already of least norm
     few variables:             `active_set`
-    other problems:            `descend`, sweeps and conjugate gradients, and `polish`
+    other problems:            `descend`, sweeps and conjugate gradients
     is the minimiser unique?   `judge_faces`, where A does not have full rank
     what is left, and          `rescue`, proximal Newton with factorisations, a few columns at a time
     whatever is not unique
@@ -22,7 +22,7 @@ from jax import Array, lax
 
 from jaxnnls._active_set import FEW, active_set
 from jaxnnls._blocks import block_size, broadcasting, fill_columns
-from jaxnnls._descent import FIRST_SWEEPS, SWEEPS, descend, polish
+from jaxnnls._descent import FIRST_SWEEPS, SWEEPS, descend
 from jaxnnls._dual import least_norm
 from jaxnnls._matrix import Matrix, prepare
 from jaxnnls._objective import (
@@ -203,7 +203,6 @@ def iterate(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: 
     clear = ~matrix.singular | (regular & ~matrix.ranked)
     faces = judge_faces(problem, matrix.root, x, g, optimality, good & ~clear)
     unique = clear | faces.unique | (faces.regular & ~matrix.ranked)
-    x = polish(problem, matrix.gram, x, good & (unique | faces.regular))
     pending = rest & ~(good & unique) & (nit < options.max_steps)
     left = options.max_steps - nit
     x, shortest, steps = rescue(problem, matrix.root, matrix.unit, matrix.singular, x, pending, options.tol, left)
