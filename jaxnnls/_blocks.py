@@ -176,3 +176,29 @@ def _pack(tree: T) -> tuple[Packed, Callable[[Packed], T]]:
 
     packed = {name: jnp.concatenate([rows(leaves[i]) for i in group]).T for name, group in groups.items()}
     return packed, unpack
+
+
+@jax.custom_batching.custom_vmap
+def anywhere(flag: Array) -> Array:
+    """A flag, () bool; under vmap, whether it is raised in any lane.
+
+    A cond on it stays a cond under vmap. One whose predicate is batched becomes a selection, with a stop_gradient on
+    its operands that cannot be transposed where they are tangents.
+    """
+    return flag
+
+
+@anywhere.def_vmap
+def _anywhere_in_batch(axis_size: int, in_batched: list[bool], flag: Array) -> tuple[Array, bool]:
+    return anywhere(jnp.any(flag)), False
+
+
+def after(value: Array, finite: Array) -> Array:
+    """The value, made to wait for something else that is finite.
+
+    jaxlib spreads a batched factorisation over a pool of threads and waits for them within one of those threads; two
+    that run at the same time wait for each other for ever (0.10.2, two cores, a batch of three Cholesky and of three
+    QR factorisations of 300 x 300). So under vmap none may start before the one before it is done, and XLA respects
+    dependencies between data only, no `optimization_barrier`.
+    """
+    return jnp.where(jnp.isnan(jnp.sum(finite)), jnp.nan, value)

@@ -38,7 +38,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxnnls import _solver
-from jaxnnls._blocks import block_size, broadcasting, map_columns
+from jaxnnls._blocks import after, anywhere, block_size, broadcasting, map_columns
 from jaxnnls._face import fit_face, gram_face, hessian, regular_face, wide_face
 from jaxnnls._matrix import regularised_inverse
 from jaxnnls._objective import Problem, einsum, gradient, residual
@@ -84,21 +84,6 @@ class Part(NamedTuple):
     dupper: Array
 
 
-@jax.custom_batching.custom_vmap
-def anywhere(flag: Array) -> Array:
-    """A flag, () bool; under vmap, whether it is raised in any lane.
-
-    A cond on it stays a cond under vmap. One whose predicate is batched becomes a selection, with a stop_gradient on
-    its operands that cannot be transposed where they are tangents.
-    """
-    return flag
-
-
-@anywhere.def_vmap
-def _anywhere_in_batch(axis_size: int, in_batched: list[bool], flag: Array) -> tuple[Array, bool]:
-    return anywhere(jnp.any(flag)), False
-
-
 @broadcasting
 def tangent(problem: Problem, result: Result, dproblem: Problem, block_bytes: int) -> Array:
     """dx for a change dproblem of the problem, in blocks that keep nothing for the backward pass. (n, N)."""
@@ -123,7 +108,7 @@ def tangent(problem: Problem, result: Result, dproblem: Problem, block_bytes: in
     if m < n:
         scaled = lax.stop_gradient(scale_matrix(problem, scales))
         assert scaled.A is not None
-        C = scaled.A * relative(scales).T
+        C = after(scaled.A * relative(scales).T, lax.stop_gradient(jnp.where(jnp.isnan(x), 0, x)))
         inverse, _ = regularised_inverse(einsum("ij,kj->ik", C, C))
 
     def rule(kind: Rule, part: Part) -> Array:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxnnls._blocks import after
 from jaxnnls._objective import Problem, einsum
 from jaxnnls._scaling import Scales, matrix_scales, relative, scale_matrix
 
@@ -51,6 +52,7 @@ def prepare(problem: Problem) -> Matrix:
         gram = jnp.where(jnp.eye(n, dtype=bool), 1, scaled.Q)
         root, singular = root_of(scaled.Q + jnp.diag(jnp.where(scales.junk[:, 0], 1, 0)))
         singular &= ~jnp.any(problem.ridge > 0)
+        gram = after(gram, root)
     else:
         A = scaled.A
         m = A.shape[0]
@@ -87,12 +89,14 @@ def root_of(H: Array) -> tuple[Array, Array]:
     """R with R'R = H, and whether H is singular: the Cholesky factor, or where that breaks down by eigenvalues."""
     n, eps = H.shape[0], jnp.finfo(H.dtype).eps
     factor = jnp.linalg.cholesky(H).T
-    singular = ~(jnp.min(jnp.diag(factor) ** 2, initial=1) > 16 * n * eps)
+    broken = ~jnp.all(jnp.isfinite(factor))
 
     def by_eigenvalues(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        values, vectors = jnp.linalg.eigh(H)
+        values, vectors = jnp.linalg.eigh(state[1])
         kept = values > n * eps * jnp.max(values, initial=0)
-        return jnp.zeros_like(singular), jnp.sqrt(jnp.where(kept, values, 0))[:, None] * vectors.T
+        return jnp.zeros_like(broken), jnp.sqrt(jnp.where(kept, values, 0))[:, None] * vectors.T
 
-    # A loop of at most one turn: under vmap a cond would compute both sides.
-    return lax.while_loop(lambda state: state[0], by_eigenvalues, (singular, factor))[1], singular
+    # A loop of at most one turn: under vmap a cond would compute both sides. It begins with H as its state, or XLA
+    # would take the eigenvalues of H out of the loop and compute them in any case.
+    root = lax.while_loop(lambda state: state[0], by_eigenvalues, (broken, jnp.where(broken, H, factor)))[1]
+    return root, ~(jnp.min(jnp.diag(factor) ** 2, initial=1) > 16 * n * eps)

@@ -5,6 +5,7 @@ rounding. Then each part takes over the columns that the one before it left unso
 
     wide A, no ridge, no l1:   `least_norm`, the dual: exact fits, already of least norm
     few variables:             `active_set`
+    Q and few columns:         `interior_point`
     other problems:            `descend`, sweeps and conjugate gradients
     is the minimiser unique?   `judge_faces`, where A does not have full rank
     what is left, and          `rescue`, proximal Newton with factorisations, a few columns at a time
@@ -24,6 +25,7 @@ from jaxnnls._active_set import FEW, active_set
 from jaxnnls._blocks import block_size, broadcasting, fill_columns
 from jaxnnls._descent import FIRST_SWEEPS, SWEEPS, descend
 from jaxnnls._dual import least_norm
+from jaxnnls._interior import interior_point
 from jaxnnls._matrix import Matrix, prepare
 from jaxnnls._objective import (
     Problem,
@@ -38,6 +40,7 @@ from jaxnnls._solution import choose_status
 from jaxnnls._uniqueness import judge_faces
 
 DESCENT_STEPS = 20
+FEW_COLUMNS = 8
 DEFAULT_MAX_STEPS = 500
 
 
@@ -193,6 +196,12 @@ def iterate(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: 
         x, regular, steps = active_set(problem, matrix.gram, x, rest, options.tol, options.max_steps)
         g = gradient(problem, x)
         optimality = natural_residual(x, g, problem.lower, problem.upper)
+    elif problem.Q is not None and x.shape[1] <= FEW_COLUMNS:
+        assert matrix.gram is not None
+        x, steps = interior_point(problem, matrix.gram, x, rest, options.tol, options.max_steps)
+        g = gradient(problem, x)
+        optimality = natural_residual(x, g, problem.lower, problem.upper)
+        regular = jnp.zeros_like(rest)
     else:
         steps = jnp.minimum(DESCENT_STEPS, options.max_steps - nit)
         end = descend(problem, matrix.gram, x, rest, options.tol, steps, SWEEPS if warm else FIRST_SWEEPS)

@@ -1,0 +1,112 @@
+"""Quadratic programs with more than a handful of variables: ill-conditioned Gram systems, alone and under vmap."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import nnls as scipy_nnls
+
+import jaxnnls
+from jaxnnls import Status
+
+N_PIXELS, N_CURVES = 64, 24
+
+
+def gram_system(seed):
+    """Nearly collinear Gaussians beside a blurred, regularised grid of pixels: a condition number near 1e11."""
+    rng = np.random.default_rng(seed)
+    t = np.linspace(-1, 1, 200)[:, None]
+    curves = np.exp(-0.5 * (t / np.geomspace(0.03, 1.5, N_CURVES)) ** 2)
+    pixels = np.exp(-0.5 * ((t - np.linspace(-1, 1, N_PIXELS)) / 0.03) ** 2)
+    A = np.concatenate([pixels, curves], axis=1)
+    x = np.concatenate([np.exp(-0.5 * np.linspace(-4, 4, N_PIXELS) ** 2), rng.gamma(0.3, 1, N_CURVES)])
+    image = A @ (x * (rng.random(len(x)) < 0.7))
+    steps = np.diff(np.eye(N_PIXELS), axis=0)
+    Q = A.T @ A
+    Q[:N_PIXELS, :N_PIXELS] += steps.T @ steps
+    Q += 1e-9 * np.eye(len(Q))
+    return Q, A.T @ (image + 0.05 * image.std() * rng.standard_normal(len(image)))
+
+
+def optimality(Q, q, x):
+    """The natural residual after scaling Q to a unit diagonal and q to size 1."""
+    s = np.sqrt(np.diag(Q))
+    size = np.abs(q / s).max()
+    x, g = x * s / size, (Q @ x - q) / s / size
+    return np.abs(x - np.maximum(x - g, 0)).max()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_gram_system(x64, seed):
+    Q, q = gram_system(seed)
+    assert np.linalg.cond(Q / np.sqrt(np.outer(np.diag(Q), np.diag(Q)))) > 1e8
+    sol = jaxnnls.box_qp(Q, q)
+    assert sol.status == Status.CONVERGED
+    assert optimality(Q, q, np.asarray(sol.x)) < 1e-13
+    assert sol.nit < 30
+    R = np.linalg.cholesky(Q).T
+    expected = scipy_nnls(R, np.linalg.solve(R.T, q))[0]
+    assert 0 < np.sum(expected == 0) < len(q)
+    np.testing.assert_allclose(Q @ sol.x, Q @ expected, atol=1e-9 * np.abs(q).max())
+
+
+def test_gram_systems_under_vmap(x64):
+    # Batched factorisations that run at the same time would block each other for ever.
+    systems = [gram_system(seed) for seed in range(3)]
+    Q, q = (jnp.stack(parts) for parts in zip(*systems))
+    sol = jax.jit(jax.vmap(jaxnnls.box_qp))(Q, q)
+    np.testing.assert_array_equal(sol.status, Status.CONVERGED)
+    for x, (own_Q, own_q) in zip(np.asarray(sol.x), systems):
+        assert optimality(own_Q, own_q, x) < 1e-13
+
+
+def test_gram_system_in_float32_is_honest():
+    Q, q = gram_system(0)
+    sol = jaxnnls.box_qp(Q.astype(np.float32), q.astype(np.float32))
+    assert np.all(np.isfinite(sol.x)) and np.all(sol.x >= 0)
+    assert sol.status in (Status.CONVERGED, Status.PRECISION)
+    if sol.status == Status.CONVERGED:
+        assert optimality(Q, q, np.asarray(sol.x, float)) < 1e-4
+
+
+def test_gradient_of_a_gram_system(x64):
+    Q, q = gram_system(1)
+    weight = np.random.default_rng(2).standard_normal(len(q))
+    f = jax.jit(lambda Q, q: weight @ jaxnnls.box_qp(Q, q).dual)
+    x = np.asarray(jaxnnls.box_qp(Q, q).x)
+    free = x > 0
+    # The dual of what is at its bound: g_N = Q_NF Q_FF^-1 q_F - q_N.
+    expected = np.where(free, 0, -weight)
+    expected[free] = np.linalg.solve(Q[np.ix_(free, free)], Q[np.ix_(free, ~free)] @ weight[~free])
+    gradient = jax.grad(f, argnums=1)(Q, q)
+    forward = jax.jvp(f, (Q, q), (np.zeros_like(Q), weight))[1]
+    assert np.all(np.isfinite(gradient))
+    np.testing.assert_allclose(Q @ gradient, Q @ expected, atol=1e-5 * np.abs(Q @ expected).max())
+    np.testing.assert_allclose(forward, gradient @ weight, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["boxed", "fixed", "free", "unbounded"])
+@pytest.mark.parametrize("rank", [12, 40])
+def test_bounds_and_rank(x64, kind, rank):
+    n, columns = 24, 3
+    rng = np.random.default_rng([rank, len(kind)])
+    A = rng.standard_normal((rank, n))
+    Q, q = A.T @ A, A.T @ (A @ np.maximum(rng.standard_normal((n, columns)), 0) + rng.standard_normal((rank, columns)))
+    lower, upper = np.zeros((n, columns)), np.full((n, columns), np.inf)
+    if kind == "boxed":
+        lower, upper = lower - rng.random((n, columns)), lower + rng.random((n, columns))
+    if kind == "fixed":
+        lower = np.where(rng.random((n, columns)) < 0.3, 0.25, lower)
+        upper = np.where(lower > 0, lower, upper)
+    if kind == "free":
+        lower = np.where(rng.random((n, columns)) < 0.5, -np.inf, lower)
+    if kind == "unbounded":
+        lower = np.full((n, columns), -np.inf)
+    sol = jaxnnls.box_qp(Q, q, (lower, upper))
+    np.testing.assert_array_equal(sol.status, Status.CONVERGED)
+    x = np.asarray(sol.x)
+    assert np.all((lower <= x) & (x <= upper))
+    g = Q @ x - q
+    np.testing.assert_allclose(x, np.clip(x - g, lower, upper), atol=1e-10)
+    same = jaxnnls.lsq_linear(A, np.linalg.lstsq(A.T, q)[0], (lower, upper))
+    np.testing.assert_allclose(x, same.x, atol=1e-5)
