@@ -23,6 +23,7 @@ def nnls(
     l1: ArrayLike = 0.0,
     tol: ArrayLike | None = None,
     max_steps: ArrayLike | None = None,
+    smoothing: ArrayLike | None = None,
     block_bytes: int = DEFAULT_BLOCK_BYTES,
 ) -> Array:
     r"""Non-negative least squares, for every column of B.
@@ -46,6 +47,11 @@ def nnls(
         rounding level in any case.
     max_steps : int, optional
         Limit on the steps of the slowest column. The default is enough for everything reasonable.
+    smoothing : float, optional
+        kappa > 0: the value stays as it is, its derivative becomes that of the problem with the log barrier
+        -kappa sum_j (log(x_j - lower_j) + log(upper_j - x_j)), to which variables on a bound contribute as well. By
+        default the derivative is that of the solution, in which they stay where they are. Takes memory for some
+        matrices (n, n) per column of a block.
     block_bytes : int
         Budget for the arrays of the columns that are solved at a time. Static.
 
@@ -79,7 +85,7 @@ def nnls(
     >>> print(jax.grad(lambda b: jnp.sum(jaxnnls.nnls(A, b) ** 2))(jnp.array([5.0, 6.0])).round(2))
     [0.34 0.68]
     """
-    arguments = Arguments(A, B, 0.0, jnp.inf, x_init, ridge, l1, tol, max_steps)
+    arguments = Arguments(A, B, 0.0, jnp.inf, x_init, ridge, l1, tol, max_steps, smoothing)
     return _solve_x(*check(arguments, False, block_bytes), False)
 
 
@@ -93,6 +99,7 @@ def lsq_linear(
     l1: ArrayLike = 0.0,
     tol: ArrayLike | None = None,
     max_steps: ArrayLike | None = None,
+    smoothing: ArrayLike | None = None,
     block_bytes: int = DEFAULT_BLOCK_BYTES,
 ) -> Solution:
     r"""Least squares within bounds, for every column of B.
@@ -119,6 +126,11 @@ def lsq_linear(
         any case.
     max_steps : int, optional
         Limit on the steps of the slowest column. The default is enough for everything reasonable.
+    smoothing : float, optional
+        kappa > 0: the value stays as it is, its derivative becomes that of the problem with the log barrier
+        -kappa sum_j (log(x_j - lower_j) + log(upper_j - x_j)), to which variables on a bound contribute as well. By
+        default the derivative is that of the solution, in which they stay where they are. Takes memory for some
+        matrices (n, n) per column of a block.
     block_bytes : int
         Budget for the arrays of the columns that are solved at a time. Static.
 
@@ -151,7 +163,7 @@ def lsq_linear(
     (Array([1., 0.], dtype=float32), Array([ 1, -1], dtype=int32), 0)
     """
     lower, upper = bounds
-    arguments = Arguments(A, B, lower, upper, x_init, ridge, l1, tol, max_steps)
+    arguments = Arguments(A, B, lower, upper, x_init, ridge, l1, tol, max_steps, smoothing)
     return _solve(*check(arguments, False, block_bytes), False)
 
 
@@ -165,6 +177,7 @@ def box_qp(
     l1: ArrayLike = 0.0,
     tol: ArrayLike | None = None,
     max_steps: ArrayLike | None = None,
+    smoothing: ArrayLike | None = None,
     block_bytes: int = DEFAULT_BLOCK_BYTES,
 ) -> Solution:
     r"""Convex quadratic programs within bounds, for every column of q.
@@ -180,7 +193,7 @@ def box_qp(
         Positive semidefinite; its symmetric part counts, and its cotangent is symmetric.
     q : array_like, shape (n,) or (..., n, N)
         Linear terms.
-    bounds, x_init, ridge, l1, tol, max_steps, block_bytes
+    bounds, x_init, ridge, l1, tol, max_steps, smoothing, block_bytes
         As for `lsq_linear`; x >= 0 by default.
 
     Returns
@@ -201,7 +214,7 @@ def box_qp(
     (Array([0.5, 0. ], dtype=float32), Array([0., 1.], dtype=float32))
     """
     lower, upper = bounds
-    arguments = Arguments(Q, q, lower, upper, x_init, ridge, l1, tol, max_steps)
+    arguments = Arguments(Q, q, lower, upper, x_init, ridge, l1, tol, max_steps, smoothing)
     return _solve(*check(arguments, True, block_bytes), True)
 
 

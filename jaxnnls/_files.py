@@ -185,6 +185,6 @@ def _check(request: Request, matrix: NDArray[Any], columns: NDArray[Any], dtype:
     A, B = (np.broadcast_to(np.zeros((), dtype), array.shape) for array in (matrix, columns))
     _, _, _, lower, upper, ridge, l1, tol = request
     try:
-        check(Arguments(A, B, lower, upper, None, ridge, l1, tol, None), False, DEFAULT_BLOCK_BYTES)
+        check(Arguments(A, B, lower, upper, None, ridge, l1, tol, None, None), False, DEFAULT_BLOCK_BYTES)
     except ValueError as error:
         raise InputError(str(error)) from error

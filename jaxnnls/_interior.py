@@ -236,3 +236,41 @@ def interior_point(
     start = State(interior_start(problem, H), x, optimality_of(problem, x), jnp.zeros_like(x, jnp.int32), zero, zero)
     end = work_off(step, columns_of(problem), start, active & (max_steps > 0), max(1, GROUP_ELEMENTS // n**2))
     return end.x, end.nit
+
+
+def relax(problem: Problem, H: Array, kappa: Array, active: Array) -> Point:
+    """The solutions for kappa > 0.
+
+    Parameters
+    ----------
+    problem : Problem
+        A block of k columns, scaled.
+    H : Array, shape (n, n)
+        With a unit diagonal.
+    kappa : Array, shape (k,)
+    active : Array of bool, shape (k,)
+        Other columns are returned at the start.
+    """
+
+    class Relaxing(NamedTuple):
+        point: Point
+        nit: Array  # (k,)
+
+    def step(given: tuple[Columns, Array], state: Relaxing, own: Array) -> tuple[Relaxing, Array]:
+        part, kappa = with_columns(problem, given[0]), given[1]
+        below, above, fixed = bounded(part)
+        point = advance(part, H, state.point, kappa)
+        residual = jnp.where(fixed, 0, gradient(part, point.x) - point.y + point.z)
+        off = [
+            jnp.where(has, jnp.abs(slack * multiplier / kappa - 1), 0)
+            for has, slack, multiplier in ((below, point.s, point.y), (above, point.t, point.z))
+        ]
+        error = jnp.max(jnp.maximum(*off), axis=0, initial=0)
+        done = (error <= 1e3 * jnp.finfo(kappa.dtype).eps) & (
+            jnp.max(jnp.abs(residual), axis=0, initial=0) <= attainable(point.x, 0)
+        )
+        return Relaxing(point, state.nit + 1), ~done & (state.nit < STEPS)
+
+    start = Relaxing(interior_start(problem, H), jnp.zeros_like(active, jnp.int32))
+    size = max(1, GROUP_ELEMENTS // len(H) ** 2)
+    return work_off(step, (columns_of(problem), kappa), start, active, size).point

@@ -28,6 +28,7 @@ class Arguments(NamedTuple):
     l1: ArrayLike
     tol: ArrayLike | None
     max_steps: ArrayLike | None
+    smoothing: ArrayLike | None
 
 
 def known(value: Any) -> bool:
@@ -47,7 +48,7 @@ def check(arguments: Arguments, quadratic: bool, block_bytes: int) -> tuple[Argu
     """
     arrays: list[Any] = [np.asarray(a) if isinstance(a, list | tuple) else a for a in arguments]
     arguments = Arguments(*arrays)
-    matrix, columns, lower, upper, x_init, ridge, l1, tol, max_steps = arguments
+    matrix, columns, lower, upper, x_init, ridge, l1, tol, max_steps, smoothing = arguments
     name, right = ("Q", "q") if quadratic else ("A", "B")
     for label, value in ((name, matrix), (right, columns), ("lower", lower), ("upper", upper), ("x_init", x_init)):
         if value is not None:
@@ -71,7 +72,8 @@ def check(arguments: Arguments, quadratic: bool, block_bytes: int) -> tuple[Argu
         _check_bound(label, np.shape(value), x_shape, n)
     if x_init is not None and np.shape(x_init) != x_shape:
         raise ValueError(f"Expected x_init of the shape of x, {x_shape}, got shape {np.shape(x_init)}.")
-    for label, value in (("ridge", ridge), ("l1", l1), ("tol", tol), ("max_steps", max_steps)):
+    scalars = {"ridge": ridge, "l1": l1, "tol": tol, "max_steps": max_steps, "smoothing": smoothing}
+    for label, value in scalars.items():
         if value is None:
             continue
         _check_real(label, value)
@@ -79,6 +81,8 @@ def check(arguments: Arguments, quadratic: bool, block_bytes: int) -> tuple[Argu
             raise ValueError(f"Expected a scalar {label}, got shape {np.shape(value)}.")
         if known(value) and np.asarray(value) < 0:
             raise ValueError(f"Expected {label} >= 0, got {value}.")
+    if smoothing is not None and known(smoothing) and not np.asarray(smoothing) > 0:
+        raise ValueError(f"Expected smoothing > 0, got {smoothing}; None gives the derivative of the solution itself.")
     if not isinstance(block_bytes, int | np.integer) or block_bytes <= 0:
         raise ValueError(f"Expected block_bytes to be a positive int, got {block_bytes!r}.")
     _check_box(lower, upper, l1, x_shape)
@@ -166,7 +170,8 @@ def assemble(arguments: Arguments, quadratic: bool) -> tuple[Problem, Options]:
         problem = Problem(matrix, None, right, linear, ridge, lower, upper)
     tol = jnp.finfo(dtype).eps ** 0.83 if arguments.tol is None else arguments.tol
     max_steps = DEFAULT_MAX_STEPS if arguments.max_steps is None else arguments.max_steps
-    return problem, Options(x_init, jnp.asarray(tol, dtype), jnp.asarray(max_steps, jnp.int32))
+    smoothing = None if arguments.smoothing is None else jnp.asarray(arguments.smoothing, dtype)
+    return problem, Options(x_init, jnp.asarray(tol, dtype), jnp.asarray(max_steps, jnp.int32), smoothing)
 
 
 def columns_last(a: Array) -> Array:

@@ -50,6 +50,7 @@ class Options(NamedTuple):
     x_init: Array | None  # (n, N) or (n, 1)
     tol: Array  # ()
     max_steps: Array  # (), int32
+    smoothing: Array | None  # (), kappa: the derivative is that of the relaxed problem
 
 
 class Result(NamedTuple):

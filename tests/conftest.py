@@ -10,12 +10,14 @@ import jax
 import numpy as np
 import pytest
 
+finished = itertools.count(1)
+
 
 @pytest.fixture(autouse=True)
-def _few_programs(_count=itertools.count(1)):
+def _few_programs():
     # A compiled solve keeps some 800 memory maps, and Linux ends a process that asks for more than 65530.
     yield
-    if next(_count) % 40 == 0:
+    if next(finished) % 40 == 0:
         jax.clear_caches()
 
 
