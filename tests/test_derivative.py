@@ -238,6 +238,7 @@ def test_gradient_of_vmap_is_the_gradient_of_each(shape, x64):
         return jnp.sum(jaxnnls.nnls(A, B) ** 2)
 
     together = jax.jit(jax.grad(lambda A, B: jnp.sum(jax.vmap(norm)(A, B)), argnums=(0, 1)))(A, B)
-    alone = [jax.jit(jax.grad(norm, argnums=(0, 1)))(a, b) for a, b in zip(A, B)]
+    gradient = jax.jit(jax.grad(norm, argnums=(0, 1)))
+    alone = [gradient(a, b) for a, b in zip(A, B)]
     for batch, *single in zip(together, *alone):
         np.testing.assert_allclose(batch, np.stack(single), rtol=0, atol=1e-9 * np.abs(batch).max())
