@@ -129,6 +129,10 @@ def solve_block(matrix: Matrix, original: Problem, block: Block, options: Option
         ),
         beta,
     )
+    # They stay out of ||x||_1, by which rounding is judged.
+    scaled = scaled._replace(
+        lower=jnp.where(scales.junk, 0, scaled.lower), upper=jnp.where(scales.junk, 0, scaled.upper)
+    )
     x = jnp.zeros((n, k), dtype)
     if block.x_init is not None:
         x = jnp.where(jnp.isfinite(block.x_init), block.x_init * scales.s / beta, 0)
