@@ -193,12 +193,13 @@ def _anywhere_in_batch(axis_size: int, in_batched: list[bool], flag: Array) -> t
     return anywhere(jnp.any(flag)), False
 
 
-def after(value: Array, finite: Array) -> Array:
-    """The value, made to wait for something else that is finite.
+def after(value: Array, other: Array) -> Array:
+    """The value, made to wait for something else.
 
     jaxlib spreads a batched factorisation over a pool of threads and waits for them within one of those threads; two
     that run at the same time wait for each other for ever (0.10.2, two cores, a batch of three Cholesky and of three
     QR factorisations of 300 x 300). So under vmap none may start before the one before it is done, and XLA respects
     dependencies between data only, no `optimization_barrier`.
     """
-    return jnp.where(jnp.isnan(jnp.sum(finite)), jnp.nan, value)
+    always = jnp.all(jnp.isfinite(jnp.nan_to_num(lax.stop_gradient(other))))
+    return jnp.where(always, value, jnp.nan)

@@ -86,7 +86,7 @@ def tangent(problem: Problem, result: Result, dproblem: Problem, block_bytes: in
     if m < n:
         scaled = lax.stop_gradient(scale_matrix(problem, scales))
         assert scaled.A is not None
-        C = after(scaled.A * relative(scales).T, lax.stop_gradient(jnp.where(jnp.isnan(x), 0, x)))
+        C = after(scaled.A * relative(scales).T, x)
         inverse, _ = regularised_inverse(einsum("ij,kj->ik", C, C))
 
     def rule(kind: Rule, part: Part) -> Array:

@@ -82,7 +82,7 @@ def relaxed_columns(problem: Problem, x: Array, kappa: Array, block_bytes: int) 
     matrix = scale_matrix(problem, scales)
     H = hessian(matrix)
     # What takes no part keeps its place, and a unit diagonal.
-    H = after(jnp.where(jnp.eye(len(H), dtype=bool), 1, H), jnp.where(jnp.isnan(x), 0, x))
+    H = after(jnp.where(jnp.eye(len(H), dtype=bool), 1, H), x)
 
     def block(part: Block) -> Relaxed:
         boxed = jnp.all(part.lower <= part.upper, axis=0)
