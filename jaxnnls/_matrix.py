@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxnnls import _rank as rank
 from jaxnnls._blocks import after
 from jaxnnls._objective import Problem, einsum
 from jaxnnls._scaling import Scales, matrix_scales, relative, scale_matrix
@@ -64,13 +65,24 @@ def prepare(problem: Problem) -> Matrix:
             inverse, independent = regularised_inverse(einsum("ij,kj->ik", C, C))
         else:
             basis, root = jnp.linalg.qr(A)
-            pivots = jnp.where(scales.junk[:, 0], 1, jnp.abs(jnp.diag(root)))
             threshold = 2 * math.sqrt(m) * jnp.finfo(A.dtype).eps  # what rounding A leaves of dependent columns
-            singular = (jnp.min(pivots, initial=1) <= threshold) & ~jnp.any(problem.ridge > 0)
-            # Decay curves, say, have pivots of every size down to rounding: any of their columns is almost a
+            distance = rank.least_distance(rank.inverse(root + jnp.diag(jnp.where(scales.junk[:, 0], 1, 0))), n)
+            singular = ~(distance > threshold) & ~jnp.any(problem.ridge > 0)
+            # Decay curves, say, have singular values of every size down to rounding: any of their columns is almost a
             # combination of others, none is one.
-            ranked = jnp.all((pivots <= threshold) | (pivots > GAP * threshold))
+            ranked = clear_rank(root, singular, threshold)
     return Matrix(scaled, scales, unit, gram, root, basis, inverse, singular, ranked, independent, finite)
+
+
+def clear_rank(R: Array, singular: Array, threshold: float) -> Array:
+    """Whether every singular value of a singular R is at rounding level, or well above it."""
+
+    def decompose(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        return jnp.zeros_like(singular), jnp.diag(jnp.linalg.svd(state[1], compute_uv=False))
+
+    # As in `root_of`.
+    values = jnp.diag(lax.while_loop(lambda state: state[0], decompose, (singular, R))[1])
+    return jnp.all((values <= threshold) | (values > GAP * threshold))
 
 
 def regularised_inverse(M: Array) -> tuple[Array, Array]:
@@ -99,4 +111,4 @@ def root_of(H: Array) -> tuple[Array, Array]:
     # A loop of at most one turn: under vmap a cond would compute both sides. It begins with H as its state, or XLA
     # would take the eigenvalues of H out of the loop and compute them in any case.
     root = lax.while_loop(lambda state: state[0], by_eigenvalues, (broken, jnp.where(broken, H, factor)))[1]
-    return root, ~(jnp.min(jnp.diag(factor) ** 2, initial=1) > 16 * n * eps)
+    return root, ~(rank.least_distance(rank.inverse(factor), n) ** 2 > 16 * n * eps)

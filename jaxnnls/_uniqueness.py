@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from jaxnnls import _rank as rank
 from jaxnnls._blocks import work_off
 from jaxnnls._objective import Problem, attainable
 
@@ -48,12 +49,12 @@ def judge_faces(problem: Problem, root: Array, x: Array, g: Array, optimality: A
         columns = jnp.where(member.T[:, None], root, 0)
         # F first, then the rest of E. What takes no part is zero and stands last, where its pivots do not count.
         order = jnp.argsort(jnp.where(free.T, 0, jnp.where(member.T, 1, 2)), axis=1)
-        triangle = jnp.linalg.qr(jnp.take_along_axis(columns, order[:, None], axis=2)[:, :, :p], mode="r")
-        good = jnp.abs(jnp.einsum("kii->ki", triangle)) > rounding
+        R = jnp.linalg.qr(jnp.take_along_axis(columns, order[:, None], axis=2)[:, :, :p], mode="r")
+        inverse = rank.inverse(R)
 
         def independent(members: Array) -> Array:
             count = jnp.sum(members, axis=0)
-            return own & (count <= p) & jnp.all(good | (jnp.arange(min(p, n)) >= count[:, None]), axis=1)
+            return own & (count <= p) & (rank.least_distance(inverse, count) > rounding)
 
         return Faces(independent(free), independent(member)), jnp.zeros_like(own)
 
