@@ -147,6 +147,8 @@ def active_set(
         # In F, 1 / T_jj is the squared distance of column j from the span of the others.
         inverse = jnp.stack([end.T[j, j] for j in range(n)]) * end.free
         regular = jnp.all(inverse * 16 * n * jnp.finfo(x.dtype).eps < 1, axis=0)
+        # A column that depends on those in F was kept outside, even if its variable is inside its bounds.
+        regular &= jnp.all((end.free > 0) | (end.x <= lower) | (end.x >= upper), axis=0)
         # Pivots begin anew for those who need many: their tableau is worn, and easy columns need not wait for them.
         return (end.x, regular, end.nit), ~end.done & (end.nit < most)
 

@@ -1,6 +1,5 @@
 """What is computed once for all columns that share a matrix."""
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -25,6 +24,7 @@ class Matrix(NamedTuple):
     root: Array  # (min(m, n), n), R with R'R = A'A, or H where there is a Q
     basis: Array | None  # (m, n), for m > n: orthonormal columns with A = basis R
     inverse: Array | None  # (m, m), about (C C')^-1 with C = A diag(unit), for wide A
+    rounding: Array  # (), the distance between columns of R that rounding leaves of dependent ones
     singular: Array  # (), bool: whether minimisers may fail to be unique
     ranked: Array  # (), bool: whether the rank of A is beyond doubt, so that least norm means something on any face
     independent: Array  # (), bool: whether the rows of a wide A are independent, but for zeros
@@ -48,6 +48,7 @@ def prepare(problem: Problem) -> Matrix:
     n = unit.shape[0]
     gram, basis, inverse = None, None, None
     independent, ranked = jnp.zeros_like(finite), jnp.ones_like(finite)
+    rounding = 4 * jnp.sqrt(max(n, 1 if scaled.A is None else len(scaled.A))) * jnp.finfo(unit.dtype).eps
     if scaled.A is None:
         assert scaled.Q is not None
         gram = jnp.where(jnp.eye(n, dtype=bool), 1, scaled.Q)
@@ -65,16 +66,15 @@ def prepare(problem: Problem) -> Matrix:
             inverse, independent = regularised_inverse(einsum("ij,kj->ik", C, C))
         else:
             basis, root = jnp.linalg.qr(A)
-            threshold = 2 * math.sqrt(m) * jnp.finfo(A.dtype).eps  # what rounding A leaves of dependent columns
             distance = rank.least_distance(rank.inverse(root + jnp.diag(jnp.where(scales.junk[:, 0], 1, 0))), n)
-            singular = ~(distance > threshold) & ~jnp.any(problem.ridge > 0)
+            singular = ~(distance > rounding) & ~jnp.any(problem.ridge > 0)
             # Decay curves, say, have singular values of every size down to rounding: any of their columns is almost a
             # combination of others, none is one.
-            ranked = clear_rank(root, singular, threshold)
-    return Matrix(scaled, scales, unit, gram, root, basis, inverse, singular, ranked, independent, finite)
+            ranked = clear_rank(root, singular, rounding)
+    return Matrix(scaled, scales, unit, gram, root, basis, inverse, rounding, singular, ranked, independent, finite)
 
 
-def clear_rank(R: Array, singular: Array, threshold: float) -> Array:
+def clear_rank(R: Array, singular: Array, rounding: Array) -> Array:
     """Whether every singular value of a singular R is at rounding level, or well above it."""
 
     def decompose(state: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -82,7 +82,7 @@ def clear_rank(R: Array, singular: Array, threshold: float) -> Array:
 
     # As in `root_of`.
     values = jnp.diag(lax.while_loop(lambda state: state[0], decompose, (singular, R))[1])
-    return jnp.all((values <= threshold) | (values > GAP * threshold))
+    return jnp.all((values <= rounding) | (values > GAP * rounding))
 
 
 def regularised_inverse(M: Array) -> tuple[Array, Array]:
@@ -98,17 +98,17 @@ def regularised_inverse(M: Array) -> tuple[Array, Array]:
 
 
 def root_of(H: Array) -> tuple[Array, Array]:
-    """R with R'R = H, and whether H is singular: the Cholesky factor, or where that breaks down by eigenvalues."""
+    """R with R'R = H, and whether H is singular: the Cholesky factor, or for a singular H by its eigenvalues."""
     n, eps = H.shape[0], jnp.finfo(H.dtype).eps
     factor = jnp.linalg.cholesky(H).T
-    broken = ~jnp.all(jnp.isfinite(factor))
+    singular = ~(rank.least_distance(rank.inverse(factor), n) ** 2 > 16 * n * eps)
 
     def by_eigenvalues(state: tuple[Array, Array]) -> tuple[Array, Array]:
         values, vectors = jnp.linalg.eigh(state[1])
         kept = values > n * eps * jnp.max(values, initial=0)
-        return jnp.zeros_like(broken), jnp.sqrt(jnp.where(kept, values, 0))[:, None] * vectors.T
+        return jnp.zeros_like(singular), jnp.sqrt(jnp.where(kept, values, 0))[:, None] * vectors.T
 
     # A loop of at most one turn: under vmap a cond would compute both sides. It begins with H as its state, or XLA
     # would take the eigenvalues of H out of the loop and compute them in any case.
-    root = lax.while_loop(lambda state: state[0], by_eigenvalues, (broken, jnp.where(broken, H, factor)))[1]
-    return root, ~(rank.least_distance(rank.inverse(factor), n) ** 2 > 16 * n * eps)
+    start = (singular, jnp.where(singular, H, factor))
+    return lax.while_loop(lambda state: state[0], by_eigenvalues, start)[1], singular

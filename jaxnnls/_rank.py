@@ -25,3 +25,16 @@ def least_distance(inverse: Array, count: Array | int) -> Array:
     # Where the inverse has overflown, this is NaN or 0.
     squares = jnp.sum(jnp.where(first[..., None, :], inverse, 0) ** 2, axis=-1)
     return jnp.sqrt(1 / jnp.max(jnp.where(first, squares, 0), axis=-1, initial=0))
+
+
+def distance_from_first(R: Array, inverse: Array, count: Array) -> Array:
+    """The distance of each column of R from the span of the first `count`, infinite for these; (..., p, p) -> (..., p).
+
+    With y the coefficients of its projection, rounding of all columns may be 1 + |y| times as much in the distance,
+    which is divided by that.
+    """
+    first = jnp.arange(R.shape[-1]) < count[..., None]
+    projection = jnp.where(first[..., None], R, 0)
+    y = jnp.einsum("...ij,...jk->...ik", jnp.where(first[..., None], inverse, 0), projection, precision="highest")
+    distance = jnp.linalg.norm(R - projection, axis=-2) / (1 + jnp.linalg.norm(y, axis=-2))
+    return jnp.where(first, jnp.inf, distance)

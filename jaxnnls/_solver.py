@@ -214,9 +214,8 @@ def iterate(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: 
         regular = jnp.zeros_like(rest)
     nit += steps
     good = rest & (optimality <= attainable(x, options.tol))
-    clear = ~matrix.singular | (regular & ~matrix.ranked)
-    faces = judge_faces(problem, matrix.root, x, g, optimality, good & ~clear)
-    unique = clear | faces.unique | (faces.regular & ~matrix.ranked)
+    ask = good & matrix.singular
+    unique = ~matrix.singular | judge_faces(problem, matrix, x, g, optimality, regular, ask)
     pending = rest & ~(good & unique) & (nit < options.max_steps)
     left = options.max_steps - nit
     x, shortest, steps = rescue(problem, matrix.root, matrix.unit, matrix.singular, x, pending, options.tol, left)
@@ -226,11 +225,16 @@ def iterate(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: 
 
 def on_bounds(problem: Problem, x: Array, tol: Array) -> Array:
     """x with every variable on its bound that has a multiplier, and is so near that tol cannot tell, (n, k)."""
-    g = gradient(problem, x)
-    clear = 4 * attainable(x, tol)
-    near = clear / (40 * len(x))  # all of them together change g by a tenth of what tol allows
-    x = jnp.where((g > clear) & (x - problem.lower <= near), problem.lower, x)
-    return jnp.where((g < -clear) & (problem.upper - x <= near), problem.upper, x)
+
+    def judged(x: Array) -> tuple[Array, Array]:
+        g = gradient(problem, x)
+        return g, natural_residual(x, g, problem.lower, problem.upper)
+
+    room = attainable(x, tol)
+    g, optimality = judged(x)
+    y = jnp.where((g > 4 * room) & (x - problem.lower <= room), problem.lower, x)
+    y = jnp.where((g < -4 * room) & (problem.upper - x <= room), problem.upper, y)
+    return jnp.where(judged(y)[1] <= jnp.maximum(optimality, room), y, x)
 
 
 def diverges(matrix: Matrix, problem: Problem, x: Array) -> Array:
