@@ -29,7 +29,7 @@ from jax import Array
 from jaxnnls._blocks import work_off
 from jaxnnls._conjugate import conjugate_gradients
 from jaxnnls._linesearch import step_length
-from jaxnnls._objective import einsum
+from jaxnnls._objective import einsum, is_least
 
 CG_STEPS = 80
 CG_REDUCTION = 0.1
@@ -71,7 +71,7 @@ def least_norm(
     w: Array,
     active: Array,
     max_steps: Array,
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array, Array]:
     """Project 0 onto {x : A x = b, lower <= x <= upper}, for the columns for which that set is not empty.
 
     Parameters
@@ -91,6 +91,8 @@ def least_norm(
     -------
     x : Array, shape (n, k)
         Whatever it fits, it is the least-norm point that fits it. It fits b to rounding where that is possible.
+    shortest : Array of bool, shape (k,)
+        Whether what is left of the misfit does not matter for its norm.
     nit : Array of int, shape (k,)
     """
     m = A.shape[0]
@@ -136,4 +138,6 @@ def least_norm(
     zero = jnp.zeros_like(active, jnp.int32)
     start = Dual(w, u, misfit, norm(misfit), zero, zero)
     end = work_off(step, part, start, active & unfinished(start), GROUP)
-    return jnp.clip(end.u, lower, upper), end.nit
+    x = jnp.clip(end.u, lower, upper)
+    squared = jnp.sum(x * x, axis=0)
+    return x, is_least(squared, squared + 2 * jnp.sum(end.w * end.misfit, axis=0)), end.nit

@@ -47,13 +47,14 @@ def prepare(problem: Problem) -> Matrix:
     unit = relative(scales)
     n = unit.shape[0]
     gram, basis, inverse = None, None, None
+    ridged = jnp.any(scaled.ridge > jnp.finfo(unit.dtype).eps)  # less than that is as good as none
     independent, ranked = jnp.zeros_like(finite), jnp.ones_like(finite)
     rounding = 4 * jnp.sqrt(max(n, 1 if scaled.A is None else len(scaled.A))) * jnp.finfo(unit.dtype).eps
     if scaled.A is None:
         assert scaled.Q is not None
         gram = jnp.where(jnp.eye(n, dtype=bool), 1, scaled.Q)
         root, singular = root_of(scaled.Q + jnp.diag(jnp.where(scales.junk[:, 0], 1, 0)))
-        singular &= ~jnp.any(problem.ridge > 0)
+        singular &= ~ridged
         gram = after(gram, root)
     else:
         A = scaled.A
@@ -61,13 +62,13 @@ def prepare(problem: Problem) -> Matrix:
         if n <= 2 * m:
             gram = einsum("ij,ik->jk", A, A) + jnp.diag(scaled.ridge[:, 0])
         if m < n:
-            singular, root = ~jnp.any(problem.ridge > 0), A
+            singular, root = ~ridged, A
             C = A * unit.T
             inverse, independent = regularised_inverse(einsum("ij,kj->ik", C, C))
         else:
             basis, root = jnp.linalg.qr(A)
             distance = rank.least_distance(rank.inverse(root + jnp.diag(jnp.where(scales.junk[:, 0], 1, 0))), n)
-            singular = ~(distance > rounding) & ~jnp.any(problem.ridge > 0)
+            singular = ~(distance > rounding) & ~ridged
             # Decay curves, say, have singular values of every size down to rounding: any of their columns is almost a
             # combination of others, none is one.
             ranked = clear_rank(root, singular, rounding)

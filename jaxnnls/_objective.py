@@ -82,9 +82,20 @@ def natural_residual(x: Array, g: Array, lower: Array, upper: Array) -> Array:
 
 
 def attainable(x: Array, tol: Array | float) -> Array:
-    """The natural residual that counts as optimal: tol, or what rounding leaves of it. x (n, N) scaled -> (N,).
-
-    An x so large that rounding hides everything is not optimal, whatever its residual.
-    """
+    """The natural residual that counts as optimal: tol, or what rounding leaves of it. x (n, N) scaled -> (N,)."""
     eps = jnp.finfo(x.dtype).eps
-    return jnp.maximum(tol, jnp.minimum(2 * eps * (1 + jnp.sum(jnp.abs(x), axis=0)), jnp.sqrt(eps)))
+    return jnp.maximum(tol, jnp.minimum(_rounding(x), jnp.sqrt(eps)))
+
+
+def hidden(x: Array) -> Array:
+    """Whether x is so large that its rounding hides everything: not optimal, whatever its residual. (n, N) -> (N,)."""
+    return _rounding(x) > jnp.sqrt(jnp.finfo(x.dtype).eps)
+
+
+def _rounding(x: Array) -> Array:
+    return 2 * jnp.finfo(x.dtype).eps * (1 + jnp.sum(jnp.abs(x), axis=0))
+
+
+def is_least(value: Array, bound: Array) -> Array:
+    """Whether a squared norm is the least one, to 6e-7 of it in float64 and 2e-3 in float32, by a lower bound. (k,)."""
+    return jnp.abs(value - bound) <= jnp.finfo(value.dtype).eps ** 0.4 * value

@@ -38,6 +38,7 @@ from jaxnnls._objective import (
     columns_of,
     einsum,
     gradient,
+    is_least,
     natural_residual,
     with_columns,
 )
@@ -46,7 +47,6 @@ NEWTON_STEPS = 50
 INACTIVE_WEIGHT = 1e-2
 PATIENCE = 4
 STALLED = 10
-DUALITY_GAP = 1e-6
 CAUTION = 1e3  # how much larger sigma becomes after a step that failed, and smaller after one that did not
 GROUP_ELEMENTS = 2**16  # of the matrices that are factorised at a time
 
@@ -102,26 +102,30 @@ def newton(R: Array, sub: Subproblem, active: Array, budget: Array) -> Point:
         w, u, misfit, best, since, going, nit = state
         free = (u > lower) & (u < upper)
         r = misfit - sigma * w
-        # Without sigma the damping fades with the residual, as in Levenberg and Marquardt's method.
+        # Without sigma the damping fades with the residual, as in Levenberg and Marquardt's method, until what rounding
+        # leaves of r where the matrix is singular, divided by the damping, would rule the search along d.
         fade = jnp.where(proximal, 1, jnp.minimum(largest(r) / jnp.where(size > 0, size, 1), 1))
-        diagonal = jnp.maximum(damping * fade, 4 * eps * damping / jnp.sqrt(eps))
+        least = eps + jnp.where(proximal, 0, (4 * eps / jnp.maximum(fade, eps)) ** 2)
+        diagonal = jnp.maximum(damping * fade, 4 * damping / jnp.sqrt(eps) * least)
         # Without sigma, what is at a bound but may leave it keeps a little weight, so that no row is without any.
         weight = jnp.where(free, 1, jnp.where(proximal | (lower == upper), 0, INACTIVE_WEIGHT * fade)) * W
         identity = jnp.eye(len(R), dtype=R.dtype)
         matrix = einsum("kij,lj->kil", weight.T[:, None] * R, R) + diagonal[:, None, None] * identity
         d = cho_solve(cho_factor(matrix), r.T[:, :, None])[:, :, 0].T
         image = einsum("ij,ik->jk", R, d)
-        straight, bend = jnp.sum((target - sigma * w) * d, axis=0), sigma * jnp.sum(d * d, axis=0)
+        # By what x changes: the terms of the slope themselves would leave eps |target| |d| of rounding.
+        x = jnp.clip(u, lower, upper)
+        start, low, high, bend = u - x, lower - x, upper - x, sigma * jnp.sum(d * d, axis=0)
+        at_zero = jnp.sum(r * d, axis=0)
 
         def slope(t: Array) -> Array:
-            return straight - t * bend - jnp.sum(jnp.clip(u + t * W * image, lower, upper) * image, axis=0)
+            return at_zero - t * bend - jnp.sum(jnp.clip(start + t * W * image, low, high) * image, axis=0)
 
-        at_zero = jnp.sum(r * d, axis=0)
         usable = going & jnp.isfinite(at_zero) & (at_zero > 0)
         t = jnp.where(usable, step_length(slope, at_zero, usable), 0)
         new = jnp.where(usable, u + t * W * image, u)
         w = jnp.where(usable, w + t * d, w)
-        x, y = jnp.clip(u, lower, upper), jnp.clip(new, lower, upper)
+        y = jnp.clip(new, lower, upper)
         # A full step that keeps the free set is exact, unless damped; one that moves nothing cannot be improved on.
         exact = (t == 1) & jnp.all(free == ((new > lower) & (new < upper)), axis=0) & proximal
         still = largest(y - x) <= 4 * eps * largest(y)
@@ -228,10 +232,13 @@ def rescue(
         # optimal again by a proximal step, which moves it no further.
         lower_objective = jnp.sum((y - x) * (g + g_new), axis=0) < 0
         better = minimise & (lower_objective | (optimality < state.optimality))
+        # x = clip(W R'w) is the shortest of all that share R x with it. Both norms count: below the misfit that
+        # rounding leaves there may be room for small columns with large variables.
+        norm, new_norm = (jnp.sum((v / unit) ** 2, axis=0) / 2 for v in (x, y))
         short = ~minimise & (misfit <= jnp.minimum(1e4 * tol, root_eps))
+        short &= is_least(new_norm, bound)
         # Where rounding keeps the projection away, x itself may be shown to be of least norm.
-        norm = jnp.sum((x / unit) ** 2, axis=0) / 2
-        shortest = state.shortest | short | (~minimise & (norm - bound <= DUALITY_GAP * norm))
+        shortest = state.shortest | short | (~minimise & is_least(norm, bound))
         take = better | short
         x, g = jnp.where(take, y, x), jnp.where(take, g_new, g)
         progress = better & (optimality < 0.5 * state.previous) | short

@@ -32,6 +32,7 @@ from jaxnnls._objective import (
     attainable,
     einsum,
     gradient,
+    hidden,
     natural_residual,
 )
 from jaxnnls._proximal import rescue
@@ -145,7 +146,7 @@ def solve_block(matrix: Matrix, original: Problem, block: Block, options: Option
     # Finite data give finite answers, even where rounding has spoilt everything.
     x = jnp.where(jnp.all(jnp.isfinite(x), axis=0), x, jnp.clip(0, scaled.lower, scaled.upper))
     optimality = natural_residual(x, gradient(scaled, x), scaled.lower, scaled.upper)
-    optimal = optimality <= attainable(x, options.tol)
+    optimal = (optimality <= attainable(x, options.tol)) & ~hidden(x)
     converged = optimal & progress.shortest
     if original.Q is not None:
         bounded &= optimal | ~diverges(matrix, scaled, x)
@@ -188,12 +189,12 @@ def iterate(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: 
         w = einsum("ij,jk->ik", matrix.inverse, einsum("ij,jk->ik", C, x / matrix.unit) if warm else problem.b)
         eligible = usable & matrix.singular & jnp.all(problem.linear == 0, axis=0)
         low, high = problem.lower / matrix.unit, problem.upper / matrix.unit
-        z, nit = least_norm(C, matrix.inverse, problem.b, low, high, w, eligible, options.max_steps)
+        z, shortest, nit = least_norm(C, matrix.inverse, problem.b, low, high, w, eligible, options.max_steps)
         at_low, at_high = z <= low, z >= high
         z = jnp.clip(z * matrix.unit, problem.lower, problem.upper)
         z = jnp.where(at_low, problem.lower, jnp.where(at_high, problem.upper, z))
         optimality = natural_residual(z, gradient(problem, z), problem.lower, problem.upper)
-        fitted = eligible & (optimality <= attainable(z, options.tol))
+        fitted = eligible & shortest & (optimality <= attainable(z, options.tol))
         x = jnp.where(fitted, z, x)
 
     rest = usable & ~fitted
@@ -234,7 +235,8 @@ def on_bounds(problem: Problem, x: Array, tol: Array) -> Array:
     g, optimality = judged(x)
     y = jnp.where((g > 4 * room) & (x - problem.lower <= room), problem.lower, x)
     y = jnp.where((g < -4 * room) & (problem.upper - x <= room), problem.upper, y)
-    return jnp.where(judged(y)[1] <= jnp.maximum(optimality, room), y, x)
+    after = lax.cond(jnp.any(y != x), lambda y: judged(y)[1], lambda y: optimality, y)
+    return jnp.where(after <= jnp.maximum(optimality, room), y, x)
 
 
 def diverges(matrix: Matrix, problem: Problem, x: Array) -> Array:

@@ -299,3 +299,35 @@ def test_mel_with_a_junk_column():
         free = x[:, k] > 0
         w = np.linalg.lstsq(A[:, free].T, x[free, k])[0]
         np.testing.assert_allclose(np.maximum(A.T @ w, 0)[:-1], x[:-1, k], rtol=0, atol=1e4 * eps * x.max())
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 1, 0)], ids=str)
+@pytest.mark.parametrize("upper", [1, np.inf])
+def test_dependent_columns_of_every_size(upper, order, x64):
+    # Found by `python -m tests.fuzz`. Of [a + d, a, d] with a small d, the last column has a pivot of eps |a| / |d|.
+    a, d, rest = np.array([2, 2, 1, 1, 2, -2.0]), np.array([4, -2, 3, -4, 1, 3.0]), np.array([1, 0, -2, 0, 0, 0.0])
+    null = np.array([1.0, -1, -1])[list(order)]
+    feasible = np.array([0.3, 0.4, 0.9])[list(order)]
+    for scale in 10.0 ** -np.arange(4):
+        A = np.stack([a + scale * d, a, scale * d], axis=1)[:, order]
+        b = A @ feasible + rest - A @ np.linalg.lstsq(A, rest, 1e-10)[0]
+        solution = jaxnnls.lsq_linear(A, b, (np.full(3, -np.inf if upper == np.inf else 0), np.full(3, float(upper))))
+        # Minimisers are feasible + t null.
+        ends = np.stack([-feasible / null, (upper - feasible) / null])
+        low, high = (-np.inf, np.inf) if upper == np.inf else (np.max(ends.min(0)), np.min(ends.max(0)))
+        expected = feasible + np.clip(-feasible @ null / (null @ null), low, high) * null
+        assert solution.status == Status.CONVERGED
+        np.testing.assert_allclose(solution.x, expected, rtol=0, atol=1e-10 / scale)
+
+
+def test_near_and_exact_duplicates():
+    # Found by the property tests: where some columns are almost dependent, others may be so exactly.
+    kinds = ["normal", "normal", "zero", "near", "normal", "normal", "duplicate"]
+    problem = cases.build(cases.Recipe(kinds, ["x >= 0"] * 3, ["normal"] * 3, False, 0.0, 0.0, 196), 7, np.dtype("f4"))
+    twins = np.flatnonzero(np.all(problem.A[:, 3:4] == problem.A, axis=0))
+    arguments, options = problem.astype(np.dtype("f4"))
+    solution = jaxnnls.lsq_linear(*arguments, **options)
+    assert len(twins) == 2
+    np.testing.assert_array_equal(solution.status, Status.CONVERGED)
+    np.testing.assert_allclose(solution.x[twins[0]], solution.x[twins[1]], rtol=1e-5)
+    assert np.max(solution.x[twins[0]]) > 0.1
