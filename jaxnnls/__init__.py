@@ -16,6 +16,7 @@ from importlib.metadata import version as _version
 from jaxnnls._api import box_qp as box_qp
 from jaxnnls._api import lsq_linear as lsq_linear
 from jaxnnls._api import nnls as nnls
+from jaxnnls._librosa import in_librosa as in_librosa
 from jaxnnls._namesake import solve_nnls as solve_nnls
 from jaxnnls._namesake import solve_nnls_primal as solve_nnls_primal
 from jaxnnls._solution import Solution as Solution
@@ -26,6 +27,7 @@ __all__ = [
     "Solution",
     "Status",
     "box_qp",
+    "in_librosa",
     "lsq_linear",
     "nnls",
     "raise_if_failed",

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxnnls import _demo
 from jaxnnls._files import InputError, Report, Request, solve_files
-from jaxnnls._solution import Status, count_statuses
+from jaxnnls._solution import Status, count_statuses, failures
 
 _DESCRIPTION = """\
 Without arguments: invert a synthetic mel spectrogram and print times, residuals and a gradient check.
@@ -94,10 +94,8 @@ def _print_report(report: Report) -> None:
     known = report.optimality[~np.isnan(report.optimality)]
     worst = f"{known.max():.1e}" if known.size else "-"
     print(f"{report.status.size} columns in {report.seconds:.1f} s, worst optimality {worst}, status: {counts}")
-    for value in np.unique(report.status[report.status != 0]):
-        where = np.flatnonzero(report.status == value)
-        status = Status(value)
-        print(f"jaxnnls: {where.size} {status.name} (first column {where[0]}): {status.advice}", file=sys.stderr)
+    for line in failures(report.status):
+        print("jaxnnls:", line, file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

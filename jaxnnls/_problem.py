@@ -83,10 +83,24 @@ def check(arguments: Arguments, quadratic: bool, block_bytes: int) -> tuple[Argu
             raise ValueError(f"Expected {label} >= 0, got {value}.")
     if smoothing is not None and known(smoothing) and not np.asarray(smoothing) > 0:
         raise ValueError(f"Expected smoothing > 0, got {smoothing}; None gives the derivative of the solution itself.")
+    _check_tol(arguments)
     if not isinstance(block_bytes, int | np.integer) or block_bytes <= 0:
         raise ValueError(f"Expected block_bytes to be a positive int, got {block_bytes!r}.")
     _check_box(lower, upper, l1, x_shape)
     return arguments, int(block_bytes)
+
+
+def _check_tol(arguments: Arguments) -> None:
+    """JAX takes float64 for float32 without a word; who asks for more than that has to be told."""
+    tol, given = arguments.tol, (getattr(a, "dtype", None) for a in (arguments.matrix, arguments.columns))
+    if tol is None or not known(tol) or np.float64 not in given:
+        return
+    dtype = jnp.promote_types(result_dtype(arguments), jnp.float32)
+    if 0 < np.asarray(tol) < jnp.finfo(dtype).eps:
+        raise ValueError(
+            f"Expected tol >= {jnp.finfo(dtype).eps:.1e}, the rounding error of {dtype}, got {tol}: the data are"
+            " float64, but JAX computes in float32 until jax.config.update('jax_enable_x64', True)."
+        )
 
 
 def _check_real(label: str, value: ArrayLike) -> None:

@@ -3,9 +3,11 @@
 import enum
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from numpy.typing import NDArray
 
 
 class Status(enum.IntEnum):
@@ -28,8 +30,9 @@ _ADVICE = {
     Status.CONVERGED: "Optimal within tol.",
     Status.MAX_STEPS: "max_steps were spent before tol was reached: raise max_steps, or leave it at None.",
     Status.PRECISION: (
-        "As good as this dtype allows, but not within tol: solve in float64 (jax.config.update('jax_enable_x64', True))"
-        " or add a small ridge."
+        "Not within tol, or not certainly of least norm, as far as this dtype can tell: solve in float64"
+        " (jax.config.update('jax_enable_x64', True)), or leave out columns of A that are almost combinations of"
+        " others."
     ),
     Status.NONFINITE: "NaN or inf in the data of this column or in A: look for what made it upstream.",
     Status.INFEASIBLE: "lower exceeds upper somewhere in this column: check how the bounds are computed.",
@@ -58,7 +61,14 @@ class Solution(NamedTuple):
     active_mask : Array of int32, shape of x
         -1 where x equals its lower bound, 1 its upper one, 0 elsewhere, as in SciPy.
 
-    x, dual and residual_norm carry derivatives.
+    x, dual and residual_norm carry derivatives. Printing a solution waits for it and says how it went:
+
+    Examples
+    --------
+    >>> import jaxnnls, numpy as np
+    >>> jaxnnls.lsq_linear(np.eye(2), np.array([[1.0, np.nan], [2.0, 3.0]]))
+    Solution: x (2, 2) float32, 1 of 2 columns converged, worst optimality 0.0e+00, at most 8 steps
+    NONFINITE (1 column, first 1): NaN or inf in the data of this column or in A: look for what made it upstream.
     """
 
     x: Array
@@ -73,6 +83,17 @@ class Solution(NamedTuple):
     def success(self) -> Array:
         """Which columns converged, shape of status, bool."""
         return self.status == Status.CONVERGED
+
+    def __repr__(self) -> str:
+        if not all(isinstance(a, np.ndarray | Array) and not isinstance(a, jax.core.Tracer) for a in self):
+            # While it is traced, or where `jax.tree.map` has put something else.
+            return f"Solution({', '.join(f'{name}={value!r}' for name, value in self._asdict().items())})"
+        status, optimality, nit = (np.asarray(a) for a in (self.status, self.optimality, self.nit))
+        known = optimality[~np.isnan(optimality)]
+        columns = f"{np.count_nonzero(status == Status.CONVERGED)} of {status.size} columns converged"
+        worst = f"worst optimality {np.max(known, initial=0):.1e}, at most {np.max(nit, initial=0)} steps"
+        head = f"Solution: x {self.x.shape} {self.x.dtype}, {columns}, {worst}"
+        return "\n".join([head, *failures(status)])
 
 
 def raise_if_failed(solution: Solution) -> None:
@@ -103,13 +124,18 @@ def raise_if_failed(solution: Solution) -> None:
     failed = np.flatnonzero(status)
     if not failed.size:
         return
-    lines = [f"{failed.size} of {status.size} columns failed."]
-    for value in np.unique(status[status != 0]):
+    raise RuntimeError("\n".join([f"{failed.size} of {status.size} columns failed.", *failures(status)]))
+
+
+def failures(status: NDArray[np.int32]) -> list[str]:
+    """One line for each way in which columns failed: how many, where first, and what to do."""
+    lines = []
+    for value in np.unique(status[status != Status.CONVERGED]):
         where = np.argwhere(status == value)
         first = ", ".join(str(i) for i in where[0]) or "0"
         count = f"{len(where)} column{'s' * (len(where) != 1)}, first {first}"
         lines.append(f"{Status(value).name} ({count}): {Status(value).advice}")
-    raise RuntimeError("\n".join(lines))
+    return lines
 
 
 def count_statuses(status: Array) -> dict[str, int]:

@@ -50,6 +50,10 @@ VALUES = {
     "ridge": (lambda: jaxnnls.nnls(A, B, ridge=-1.0), "Expected ridge >= 0, got -1.0"),
     "l1": (lambda: jaxnnls.nnls(A, B, l1=np.float32(-0.5)), "Expected l1 >= 0, got -0.5"),
     "tol": (lambda: jaxnnls.nnls(A, B, tol=-1e-3), "Expected tol >= 0"),
+    "tol of float64": (
+        lambda: jaxnnls.nnls(A.astype("d"), B, tol=1e-10),
+        r"Expected tol >= 1.2e-07, the rounding error of float32, got 1e-10: .*jax_enable_x64",
+    ),
     "l1, lower < 0": (lambda: ls(A, B, (-1, 1), l1=0.1), "Expected lower >= 0 where l1 > 0"),
     "l1, no bounds": (lambda: ls(A, B, l1=0.1), "Expected lower >= 0 where l1 > 0"),
     "l1, lower < 0, qp": (lambda: qp(Q, q, (np.array([0, -1, 0]), 1), l1=0.1), "Expected lower >= 0 where l1 > 0"),

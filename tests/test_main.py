@@ -211,7 +211,7 @@ def test_a_column_with_nan_is_told_and_harms_no_other(job: Job, capsys: pytest.C
     captured = capsys.readouterr()
     assert f"status: {N_COLUMNS - 1} CONVERGED, 1 NONFINITE" in captured.out
     assert "nan" not in captured.out
-    assert captured.err == f"jaxnnls: 1 NONFINITE (first column 5): {Status.NONFINITE.advice}\n"
+    assert captured.err == f"jaxnnls: NONFINITE (1 column, first 5): {Status.NONFINITE.advice}\n"
 
 
 def _save(path: str, array: Any) -> None:

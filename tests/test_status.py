@@ -183,3 +183,21 @@ def test_raise_if_failed():
     with pytest.raises(RuntimeError, match=r"1 of 3 columns failed.\nNONFINITE \(1 column, first 1\)"):
         jaxnnls.raise_if_failed(jaxnnls.lsq_linear(A, B))
     assert all(status.advice for status in Status)
+
+
+def test_repr_says_how_it_went():
+    A, B = np.eye(3, 2, dtype="f4"), np.array([[1, np.nan, 2], [1, 0, np.inf], [0, 0, 0]], "f4")
+    solution = jaxnnls.lsq_linear(A, B, (0, np.inf))
+    head, line = repr(solution).split("\n")
+    assert head.startswith("Solution: x (2, 3) float32, 1 of 3 columns converged, worst optimality ")
+    assert line == f"NONFINITE (2 columns, first 1): {Status.NONFINITE.advice}"
+    assert repr(jax.tree.map(np.asarray, solution)) == repr(solution)
+
+    single = jaxnnls.lsq_linear(A, B[:, 0])
+    assert repr(single).startswith("Solution: x (2,) float32, 1 of 1 columns converged, worst optimality ")
+    assert "\n" not in repr(single)
+
+    # Neither a tracer nor a tree of something else has values to look at.
+    seen = []
+    jax.eval_shape(lambda B: seen.append(repr(jaxnnls.lsq_linear(A, B))), B)
+    assert seen[0].startswith("Solution(x=") and repr(jax.tree.map(lambda a: 0, single)).startswith("Solution(x=0,")
