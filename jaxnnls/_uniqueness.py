@@ -16,7 +16,7 @@ from jaxnnls._blocks import work_off
 from jaxnnls._matrix import Matrix
 from jaxnnls._objective import Problem, attainable
 
-GROUP_ELEMENTS = 2**16  # of the matrices that are factorised at a time
+GROUP_ELEMENTS = 2**15  # of the matrices that are factorised at a time
 
 
 def judge_faces(
