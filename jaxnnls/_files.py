@@ -85,9 +85,9 @@ def read_array(path: Path) -> NDArray[Any]:
     return array
 
 
-def double_precision() -> contextlib.AbstractContextManager[Any]:
-    """64-bit JAX for the extent of a `with`."""
-    return jax.enable_x64(True)
+def precision(dtype: np.dtype[Any]) -> contextlib.AbstractContextManager[Any]:
+    """64-bit JAX for the extent of a `with`, if that is what the dtype needs."""
+    return jax.enable_x64(True) if dtype == np.float64 else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
@@ -147,7 +147,8 @@ def solve_files(request: Request) -> Report:
     matrix, columns = read_array(request.matrix), read_array(request.columns)
     dtype = np.result_type(matrix.dtype, columns.dtype)
     dtype = dtype if dtype.kind == "f" else np.dtype(np.float64)
-    _check(request, matrix, columns, dtype)
+    with precision(dtype):
+        _check(request, matrix, columns, dtype)
 
     n, shape = matrix.shape[1], (matrix.shape[1], *columns.shape[1:])
     if columns.ndim == 1:
@@ -157,8 +158,8 @@ def solve_files(request: Request) -> Report:
     status, optimality = np.zeros(total, np.int32), np.zeros(total)
     bounds = (request.lower, request.upper)
     start = time.perf_counter()
-    precision = double_precision() if dtype == np.float64 else contextlib.nullcontext()
-    with precision, written_whole(request.output, shape, dtype) as x, contextlib.closing(Progress(total)) as progress:
+    output = written_whole(request.output, shape, dtype)
+    with precision(dtype), output as x, contextlib.closing(Progress(total)) as progress:
         A = jnp.asarray(matrix, dtype)
         x = x.reshape(n, total)
         for i in range(0, total, width):

@@ -78,7 +78,7 @@ def bytes_per_column(problem: Problem) -> int:
     """What a column needs while its block is solved."""
     n = problem.lower.shape[0]
     m = 0 if problem.A is None else problem.A.shape[0]
-    return (10 * n + 4 * m) * problem.lower.dtype.itemsize
+    return (12 * n + 6 * m) * problem.lower.dtype.itemsize
 
 
 @functools.partial(jax.jit, static_argnames="block_bytes")
@@ -140,7 +140,9 @@ def solve_block(matrix: Matrix, original: Problem, block: Block, options: Option
         x = jnp.where(jnp.isfinite(x), x, 0)
     x = jnp.clip(x, scaled.lower, scaled.upper)
 
-    progress = iterate(matrix, reduced(matrix, scaled), x, usable, options, block.x_init is not None)
+    # Judged with A itself, which rounds otherwise than R: the iteration aims a little lower.
+    aim = options._replace(tol=0.9 * options.tol)
+    progress = iterate(matrix, reduced(matrix, scaled), x, usable, aim, block.x_init is not None)
     x, nit = progress.x, progress.nit
 
     # Finite data give finite answers, even where rounding has spoilt everything.
@@ -236,7 +238,7 @@ def on_bounds(problem: Problem, x: Array, tol: Array) -> Array:
     y = jnp.where((g > 4 * room) & (x - problem.lower <= room), problem.lower, x)
     y = jnp.where((g < -4 * room) & (problem.upper - x <= room), problem.upper, y)
     after = lax.cond(jnp.any(y != x), lambda y: judged(y)[1], lambda y: optimality, y)
-    return jnp.where(after <= jnp.maximum(optimality, room), y, x)
+    return jnp.where(after <= jnp.maximum(optimality, room / 10), y, x)
 
 
 def diverges(matrix: Matrix, problem: Problem, x: Array) -> Array:
