@@ -17,9 +17,9 @@ import functools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
-from jaxnnls._blocks import work_off
+from jaxnnls._blocks import while_loop, work_off
 from jaxnnls._objective import (
     Columns,
     Problem,
@@ -143,7 +143,7 @@ def active_set(
             nit,
             jnp.zeros((), jnp.int32),
         )
-        end = lax.while_loop(lambda s: (s.step < n) & ~jnp.all(s.done), step, start)
+        end = while_loop(lambda s: (s.step < n) & ~jnp.all(s.done), step, start)
         # In F, 1 / T_jj is the squared distance of column j from the span of the others.
         inverse = jnp.stack([end.T[j, j] for j in range(n)]) * end.free
         regular = jnp.all(inverse * 16 * n * jnp.finfo(x.dtype).eps < 1, axis=0)

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from jaxnnls._blocks import alike
 from jaxnnls._derivative import solve
 from jaxnnls._evaluate import dual_and_residual_norm
 from jaxnnls._problem import DEFAULT_BLOCK_BYTES, Arguments, assemble, check, columns_back, result_dtype
+from jaxnnls._sharding import leave_to_xla
 from jaxnnls._solution import Solution
 
 
@@ -220,29 +222,37 @@ def box_qp(
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _solve_x(arguments: Arguments, block_bytes: int, quadratic: bool) -> Array:
-    problem, options = assemble(arguments, quadratic)
-    x = solve(problem, options, block_bytes).x
-    return columns_back(x, arguments).astype(result_dtype(arguments))
+    def solved(arguments: Arguments) -> Array:
+        # The gradient of what all devices share is summed over them here, not in every block.
+        problem, options = alike(assemble(arguments, quadratic))
+        x = solve(problem, options, block_bytes).x
+        return columns_back(x, arguments).astype(result_dtype(arguments))
+
+    return leave_to_xla(solved, arguments, True)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _solve(arguments: Arguments, block_bytes: int, quadratic: bool) -> Solution:
-    problem, options = assemble(arguments, quadratic)
-    result = solve(problem, options, block_bytes)
-    dual, residual_norm = dual_and_residual_norm(problem, result.x, block_bytes)
-    mask = jnp.where(result.x <= problem.lower, -1, jnp.where(result.x >= problem.upper, 1, 0)).astype(jnp.int32)
+    def solved(arguments: Arguments) -> Solution:
+        problem, options = alike(assemble(arguments, quadratic))
+        result = solve(problem, options, block_bytes)
+        dual, residual_norm = dual_and_residual_norm(problem, result.x, block_bytes)
+        mask = jnp.where(result.x <= problem.lower, -1, jnp.where(result.x >= problem.upper, 1, 0)).astype(jnp.int32)
 
-    def back(a: Array, dtype: Any = None) -> Array:
-        a = columns_back(a, arguments)
-        return a if dtype is None else a.astype(dtype)
+        def back(a: Array, dtype: Any = None) -> Array:
+            a = columns_back(a, arguments)
+            return a if dtype is None else a.astype(dtype)
 
-    dtype = result_dtype(arguments)
-    return Solution(
-        x=back(result.x, dtype),
-        dual=back(dual, dtype),
-        residual_norm=back(residual_norm, dtype),
-        optimality=back(result.optimality, dtype),
-        nit=back(result.nit),
-        status=back(result.status),
-        active_mask=back(mask),
-    )
+        dtype = result_dtype(arguments)
+        return Solution(
+            x=back(result.x, dtype),
+            dual=back(dual, dtype),
+            residual_norm=back(residual_norm, dtype),
+            optimality=back(result.optimality, dtype),
+            nit=back(result.nit),
+            status=back(result.status),
+            active_mask=back(mask),
+        )
+
+    variables: Any = Solution(True, True, False, False, False, False, True)  # type: ignore[arg-type]
+    return leave_to_xla(solved, arguments, variables)

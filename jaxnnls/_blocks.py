@@ -25,6 +25,44 @@ def broadcasting(f: Callable[P, U]) -> Callable[P, U]:
     return wrapped
 
 
+def varying_axes(leaf: Array) -> frozenset[str]:
+    """The axes of a mesh over which a value differs between devices, inside of `jax.shard_map`."""
+    kind = jax.typeof(leaf)
+    axes: frozenset[str] = kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma
+    return axes  # the name until JAX 0.10.1 is vma
+
+
+def alike(tree: T) -> T:
+    """The tree with all leaves varying over the same axes of a mesh; outside of `jax.shard_map`, the tree.
+
+    `shard_map` tells values that differ between devices from those that do not, and what enters a loop has to be what
+    leaves it: a count of steps that starts at 0 everywhere and ends with each device's own number varies from the
+    start.
+    """
+    axes = frozenset().union(*(varying_axes(leaf) for leaf in jax.tree.leaves(tree)))
+
+    def cast(leaf: Array) -> Array:
+        missing = tuple(axes - varying_axes(leaf))
+        return lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(cast, tree) if axes else tree
+
+
+def varying_with(tree: T, other: Any) -> T:
+    """The tree with all leaves varying as those of another tree do."""
+    return alike((tree, [leaf.ravel()[:0] for leaf in jax.tree.leaves(other)]))[0]
+
+
+def while_loop(going: Callable[[T], Array], step: Callable[[T], T], start: T) -> T:
+    """`lax.while_loop` that also runs under `jax.shard_map`."""
+    return lax.while_loop(going, lambda state: alike(step(state)), alike(start))
+
+
+def fori_loop(count: int | Array, step: Callable[[Array, T], T], start: T) -> T:
+    """`lax.fori_loop` from 0 that also runs under `jax.shard_map`."""
+    return lax.fori_loop(0, count, lambda i, state: alike(step(i, state)), alike(start))
+
+
 def block_size(N: int, bytes_per_column: int, block_bytes: int) -> int:
     """Columns in a block: as many as the budget holds, at least one, the last block as full as the others."""
     most = max(1, min(max(N, 1), block_bytes // max(bytes_per_column, 1)))
@@ -97,7 +135,7 @@ def fill_columns(f: Callable[[T], U], columns: T, N: int, size: int) -> U:
 
     shapes = jax.eval_shape(block, jnp.zeros((), jnp.int32))
     out = jax.tree.map(lambda leaf: jnp.zeros((*leaf.shape[:-1], N), leaf.dtype), shapes)
-    return lax.fori_loop(0, math.ceil(N / size), fill, out)
+    return fori_loop(math.ceil(N / size), fill, varying_with(out, columns))
 
 
 def work_off(step: Callable[[U, T, Array], tuple[T, Array]], given: U, state: T, pending: Array, size: int) -> T:
@@ -140,10 +178,10 @@ def work_off(step: Callable[[U, T, Array], tuple[T, Array]], given: U, state: T,
         state, pending = carry
         order = jnp.pad(jnp.argsort(~pending), (0, size))
         count = jnp.sum(pending)
-        end = lax.while_loop(lambda c: c[0] < c[1], turn, (0 * count, count, order, state, pending))
+        end = while_loop(lambda c: c[0] < c[1], turn, (0 * count, count, order, state, pending))
         return end[3], end[4]
 
-    return unpack_state(lax.while_loop(lambda carry: jnp.any(carry[1]), work, (packed_state, pending))[0])
+    return unpack_state(while_loop(lambda carry: jnp.any(carry[1]), work, (packed_state, pending))[0])
 
 
 Packed = dict[str, Array]

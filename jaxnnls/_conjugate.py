@@ -8,7 +8,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
+
+from jaxnnls._blocks import while_loop
 
 
 class State(NamedTuple):
@@ -68,5 +70,5 @@ def conjugate_gradients(
     z = precondition(r)
     square = jnp.sum(r * r, axis=0)
     start = State(jnp.zeros_like(r), r, z, jnp.sum(r * z, axis=0), square, square > target, jnp.zeros((), jnp.int32))
-    end = lax.while_loop(lambda state: (state.step < steps) & jnp.any(state.going), advance, start)
+    end = while_loop(lambda state: (state.step < steps) & jnp.any(state.going), advance, start)
     return end.d, end.square

@@ -21,37 +21,38 @@ from jaxnnls._solver import Options, Result
 from jaxnnls._tangent import Known, Rule, face_tangent, fit_rule, general_rule, regular_rule
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def solve(problem: Problem, options: Options, block_bytes: int) -> Result:
     """`_solver.solve` with a derivative of x with respect to the problem."""
-    return _solver.solve(problem, options, block_bytes)
+    result = _solver.solve(*lax.stop_gradient((problem, options)), block_bytes)
+    # A flag as a number: `shard_map` rejects rules for integers, whose tangents do not say over what they vary.
+    plain = result.plain.astype(result.x.dtype)
+    return result._replace(x=differentiable(problem, options.smoothing, result.x, plain, block_bytes))
 
 
-@solve.defjvp
-def _solve_jvp(
-    block_bytes: int, primals: tuple[Problem, Options], tangents: tuple[Problem, Options]
-) -> tuple[Result, Result]:
-    problem, options = primals
-    result = solve(problem, options, block_bytes)
-    if options.smoothing is None:
-        dx = tangent(problem, result, tangents[0], block_bytes)
-    else:
-        dx = smooth_tangent(problem, result.x, options.smoothing, tangents[0], block_bytes)
-    zero = jax.tree.map(_zero_tangent, result)
-    return result, zero._replace(x=dx)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
+def differentiable(problem: Problem, smoothing: Array | None, x: Array, plain: Array, block_bytes: int) -> Array:
+    """The solutions x (n, N) of the problem, with their derivative. plain (N,) is 0 or 1, as in `Result`."""
+    return x
 
 
-def _zero_tangent(value: Array) -> Array:
-    if jnp.issubdtype(value.dtype, jnp.inexact):
-        return jnp.zeros_like(value)
-    return jnp.zeros(value.shape, jax.dtypes.float0)
+@differentiable.defjvp
+def _differentiable_jvp(
+    block_bytes: int,
+    primals: tuple[Problem, Array | None, Array, Array],
+    tangents: tuple[Problem, Array | None, Array, Array],
+) -> tuple[Array, Array]:
+    problem, smoothing, x, plain = primals
+    x = differentiable(problem, smoothing, x, plain, block_bytes)
+    if smoothing is None:
+        return x, tangent(problem, x, plain, tangents[0], block_bytes)
+    return x, smooth_tangent(problem, x, smoothing, tangents[0], block_bytes)
 
 
 class Part(NamedTuple):
     """The columns of one block and their tangents."""
 
     x: Array  # (n, k)
-    plain: Array  # (k,), bool
+    plain: Array  # (k,)
     b: Array | None  # (m, k)
     linear: Array  # here and below (n, k) or (n, 1)
     lower: Array
@@ -63,15 +64,14 @@ class Part(NamedTuple):
 
 
 @broadcasting
-def tangent(problem: Problem, result: Result, dproblem: Problem, block_bytes: int) -> Array:
-    """dx for a change dproblem of the problem, in blocks that keep nothing for the backward pass. (n, N)."""
-    x = result.x
+def tangent(problem: Problem, x: Array, plain: Array, dproblem: Problem, block_bytes: int) -> Array:
+    """dx (n, N) for a change dproblem of the problem with solutions x, in blocks that keep nothing for later."""
     n, N = x.shape
     m = n if problem.A is None else problem.A.shape[0]
     itemsize = x.dtype.itemsize
     columns = Part(
         x,
-        result.plain,
+        plain,
         problem.b,
         problem.linear,
         problem.lower,
@@ -107,7 +107,7 @@ def tangent(problem: Problem, result: Result, dproblem: Problem, block_bytes: in
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def block(part: Part) -> Array:
         k = part.x.shape[1]
-        easy = part.plain | ~jnp.isfinite(part.x[0])
+        easy = (part.plain > 0) | ~jnp.isfinite(part.x[0])
         few = block_size(k, (12 * min(m, n) ** 2 + 24 * n + 12 * m) * itemsize, block_bytes)
         quick = lax.cond(
             anywhere(jnp.any(easy)),

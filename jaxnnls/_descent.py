@@ -23,7 +23,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxnnls._blocks import work_off
+from jaxnnls._blocks import fori_loop, work_off
 from jaxnnls._conjugate import conjugate_gradients
 from jaxnnls._objective import (
     Columns,
@@ -93,7 +93,7 @@ def sweep(problem: Problem, gram: Array | None, x: Array, g: Array, e: Array, co
             slope = row(g, i) + einsum("ij,jk->ik", row(gram, i), e)
             return lax.dynamic_update_slice_in_dim(e, moved(i, e, slope), i % n, axis=0)
 
-        e = lax.fori_loop(0, count * n, update, e)
+        e = fori_loop(count * n, update, e)
     else:
         assert problem.A is not None
         columns = problem.A.T
@@ -106,7 +106,7 @@ def sweep(problem: Problem, gram: Array | None, x: Array, g: Array, e: Array, co
             delta = lax.optimization_barrier(moved(i, e, slope) - row(e, i))
             return lax.dynamic_update_slice_in_dim(e, row(e, i) + delta, i % n, axis=0), r + a.T * delta
 
-        e, _ = lax.fori_loop(0, count * n, update_residual, (e, einsum("ij,jk->ik", problem.A, e)))
+        e, _ = fori_loop(count * n, update_residual, (e, einsum("ij,jk->ik", problem.A, e)))
     return moved_by(problem, x, e)
 
 

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
+
+from jaxnnls._blocks import while_loop
 
 FLAT = 0.1  # how much of the slope at 0 may be left
 MAX_EVALUATIONS = 16
@@ -44,4 +46,4 @@ def step_length(slope: Callable[[Array], Array], slope_at_zero: Array, active: A
 
     one, zero = jnp.ones_like(slope_at_zero), jnp.zeros_like(slope_at_zero)
     start = State(one, slope(one), zero, slope_at_zero, zero + jnp.inf, zero, jnp.zeros((), jnp.int32))
-    return lax.while_loop(lambda s: (s.evaluations < MAX_EVALUATIONS) & jnp.any(unfinished(s)), advance, start).t
+    return while_loop(lambda s: (s.evaluations < MAX_EVALUATIONS) & jnp.any(unfinished(s)), advance, start).t

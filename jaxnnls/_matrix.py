@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from jaxnnls import _rank as rank
-from jaxnnls._blocks import after
+from jaxnnls._blocks import after, while_loop
 from jaxnnls._objective import Problem, einsum
 from jaxnnls._scaling import Scales, matrix_scales, relative, scale_matrix
 
@@ -82,7 +82,7 @@ def clear_rank(R: Array, singular: Array, rounding: Array) -> Array:
         return jnp.zeros_like(singular), jnp.diag(jnp.linalg.svd(state[1], compute_uv=False))
 
     # As in `root_of`.
-    values = jnp.diag(lax.while_loop(lambda state: state[0], decompose, (singular, R))[1])
+    values = jnp.diag(while_loop(lambda state: state[0], decompose, (singular, R))[1])
     return jnp.all((values <= rounding) | (values > GAP * rounding))
 
 
@@ -112,4 +112,4 @@ def root_of(H: Array) -> tuple[Array, Array]:
     # A loop of at most one turn: under vmap a cond would compute both sides. It begins with H as its state, or XLA
     # would take the eigenvalues of H out of the loop and compute them in any case.
     start = (singular, jnp.where(singular, H, factor))
-    return lax.while_loop(lambda state: state[0], by_eigenvalues, start)[1], singular
+    return while_loop(lambda state: state[0], by_eigenvalues, start)[1], singular

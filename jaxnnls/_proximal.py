@@ -26,10 +26,10 @@ Woodbury formula (a third of the arithmetic for n <= m, but it loses sqrt(eps) a
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.scipy.linalg import cho_factor, cho_solve
 
-from jaxnnls._blocks import work_off
+from jaxnnls._blocks import while_loop, work_off
 from jaxnnls._linesearch import step_length
 from jaxnnls._objective import (
     Columns,
@@ -142,7 +142,7 @@ def newton(R: Array, sub: Subproblem, active: Array, budget: Array) -> Point:
     misfit = misfit_of(a)
     zero = jnp.zeros_like(active, jnp.int32)
     start = State(jnp.zeros_like(misfit), a, misfit, largest(misfit), zero, active & (budget > 0), zero)
-    end = lax.while_loop(lambda state: jnp.any(state.going), step, start)
+    end = while_loop(lambda state: jnp.any(state.going), step, start)
     x = jnp.clip(end.u, lower, upper)
     bound = jnp.sum(target * end.w, axis=0) - jnp.sum((end.u - x / 2) * x / W, axis=0)
     return Point(x, largest(end.misfit), bound, end.nit)

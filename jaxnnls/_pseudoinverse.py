@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxnnls._blocks import while_loop
 from jaxnnls._objective import einsum
 
 
@@ -67,7 +68,7 @@ def pseudoinverse(M: Array) -> tuple[Array, Array]:
         return jnp.ones_like(regular), jnp.where(choose, K, K_new), jnp.where(choose, N, N_new)
 
     # At most one turn, and none where all matrices are regular, also under vmap.
-    _, K, N = lax.while_loop(lambda state: jnp.any(~state[0]), by_eigenvalues, (regular, K, N))
+    _, K, N = while_loop(lambda state: jnp.any(~state[0]), by_eigenvalues, (regular, K, N))
     return K, N
 
 

@@ -1,0 +1,99 @@
+"""Run in processes of their own by test_sharding: `python tests/sharded.py devices`, `... process ID PORT`."""
+
+import json
+import os
+import re
+import sys
+
+job, *rest = sys.argv[1:]
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=" + (
+    "8" if job == "devices" else "2"
+)
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxnnls
+
+jax.config.update("jax_enable_x64", True)
+COLUMNS = P(None, "columns")
+N, SMALL = 24, 500  # columns, and bytes for a block of one or two of them
+COLLECTIVES = re.compile(r"= \S+ (all-reduce|all-gather|all-to-all|collective-\w+|reduce-scatter)(?:-start)?\(")
+
+
+def data(shape):
+    rng = np.random.default_rng(0)
+    return rng.random(shape), rng.random((shape[0], N))
+
+
+def solve(A, B):
+    return jaxnnls.nnls(A, B, block_bytes=SMALL)
+
+
+def loss(f):
+    return lambda A, B: jnp.sum(jnp.sin(f(A, B)))
+
+
+def error(actual, expected):
+    """Relative to the largest."""
+    pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected))]
+    return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
+
+
+def compare(f, args, expected):
+    """How far a compiled f is off, and its collectives, with whether each is in a loop."""
+    compiled = jax.jit(f).lower(*args).compile()
+    found, inside = [], False
+    for line in compiled.as_text().splitlines():
+        if line and not line.startswith((" ", "}")):
+            inside = not line.startswith("ENTRY")
+        if match := COLLECTIVES.search(line):
+            found.append([match[1], inside])
+    return {"error": error(compiled(*args), expected), "collectives": found}
+
+
+def devices():
+    found = {}
+    for shape in ((12, 5), (6, 15)):
+        A, B = data(shape)
+        x, gradient = jax.jit(solve)(A, B), jax.jit(jax.grad(loss(solve), argnums=(0, 1)))(A, B)
+        for kind in (AxisType.Auto, AxisType.Explicit):
+            mesh = jax.make_mesh((8,), ("columns",), axis_types=(kind,))
+            args = jax.device_put((A, B), (NamedSharding(mesh, P()), NamedSharding(mesh, COLUMNS)))
+            forms = {"jit": solve}
+            if kind == AxisType.Explicit:  # the default of make_mesh
+                forms["shard_map"] = jax.shard_map(solve, mesh=mesh, in_specs=(P(), COLUMNS), out_specs=COLUMNS)
+            for form, f in forms.items():
+                name = f"{form} {kind.name} {shape[0]}x{shape[1]}"
+                found[f"{name} value"] = compare(f, args, x)
+                found[f"{name} gradient"] = compare(jax.grad(loss(f), argnums=(0, 1)), args, gradient)
+    A, B = data((12, 5))
+    mesh = jax.make_mesh((8,), ("columns",))
+    spread = jax.device_put(B, NamedSharding(mesh, COLUMNS))
+    solution = jaxnnls.lsq_linear(jax.device_put(A, NamedSharding(mesh, P())), spread, (0, 1))
+    expected = jaxnnls.lsq_linear(A, B, (0, 1))
+    found["solution"] = {
+        "error": error(*((s.x, s.dual, s.residual_norm, s.active_mask) for s in (solution, expected))),
+        "converged": bool(jnp.all(solution.success & expected.success)),
+        "specs": [str(jax.typeof(leaf).sharding.spec) for leaf in (solution.x, solution.status)],
+    }
+    print(json.dumps(found))
+
+
+def process(number, port):
+    jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=int(number))
+    A, B = data((12, 5))
+    mesh = jax.make_mesh((4,), ("columns",))
+    sharding = NamedSharding(mesh, COLUMNS)
+    spread = jax.make_array_from_callback(B.shape, sharding, lambda index: B[index])
+    shared = jax.make_array_from_callback(A.shape, NamedSharding(mesh, P()), lambda index: A[index])
+    f = jax.shard_map(solve, mesh=mesh, in_specs=(P(), COLUMNS), out_specs=COLUMNS)
+    x, A_bar = jax.jit(lambda A, B: (f(A, B), jax.grad(loss(f))(A, B)))(shared, spread)
+    own = {str(shard.index[1].start): np.asarray(shard.data).tolist() for shard in x.addressable_shards}
+    print(json.dumps({"x": own, "A_bar": np.asarray(A_bar.addressable_data(0)).tolist()}))
+
+
+{"devices": devices, "process": process}[job](*rest)

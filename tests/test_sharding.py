@@ -1,0 +1,70 @@
+"""Columns spread over devices and over processes, each test in processes of its own."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxnnls
+
+SCRIPT = Path(__file__).with_name("sharded.py")
+
+
+def start(*arguments):
+    command = [sys.executable, str(SCRIPT), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+
+
+def result(process):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return json.loads(out.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def found():
+    return result(start("devices"))
+
+
+@pytest.mark.parametrize("shape", ["12x5", "6x15"])
+def test_shard_map_solves_without_a_collective(shape, found):
+    value, gradient = (found[f"shard_map Explicit {shape} {what}"] for what in ("value", "gradient"))
+    assert value["collectives"] == []
+    # The cotangent of the shared A is summed over the devices once, after all blocks.
+    assert gradient["collectives"] == [["all-reduce", False]]
+    assert value["error"] < 1e-12 and gradient["error"] < 1e-10
+
+
+@pytest.mark.parametrize("shape", ["12x5", "6x15"])
+@pytest.mark.parametrize("axes", ["Auto", "Explicit"])
+def test_jit_of_sharded_columns(axes, shape, found):
+    assert found[f"jit {axes} {shape} value"]["error"] < 1e-12
+    assert found[f"jit {axes} {shape} gradient"]["error"] < 1e-10
+
+
+def test_solution_is_spread_as_its_columns(found):
+    assert found["solution"]["converged"] and found["solution"]["error"] < 1e-12
+    assert found["solution"]["specs"] == ["P(None, 'columns')", "P('columns',)"]
+
+
+def test_two_processes(x64):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = str(probe.getsockname()[1])
+    first, second = (result(p) for p in [start("process", str(i), port) for i in range(2)])
+    rng = np.random.default_rng(0)
+    A, B = rng.random((12, 5)), rng.random((12, 24))
+    parts = first["x"] | second["x"]
+    assert len(first["x"]) == len(second["x"]) == 2
+    x = np.concatenate([parts[key] for key in sorted(parts, key=lambda key: 0 if key == "None" else int(key))], axis=1)
+    np.testing.assert_allclose(x, jaxnnls.nnls(A, B), rtol=0, atol=1e-12)
+    expected = jax.grad(lambda A: jnp.sum(jnp.sin(jaxnnls.nnls(A, B))))(A)
+    for part in (first, second):
+        np.testing.assert_allclose(part["A_bar"], expected, rtol=0, atol=1e-10)
