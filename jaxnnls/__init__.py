@@ -22,6 +22,7 @@ from jaxnnls._namesake import solve_nnls_primal as solve_nnls_primal
 from jaxnnls._solution import Solution as Solution
 from jaxnnls._solution import Status as Status
 from jaxnnls._solution import raise_if_failed as raise_if_failed
+from jaxnnls._stream import lsq_linear_blocks as lsq_linear_blocks
 
 __all__ = [
     "Solution",
@@ -29,6 +30,7 @@ __all__ = [
     "box_qp",
     "in_librosa",
     "lsq_linear",
+    "lsq_linear_blocks",
     "nnls",
     "raise_if_failed",
     "solve_nnls",

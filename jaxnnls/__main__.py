@@ -3,16 +3,16 @@
 import argparse
 import math
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import jax.numpy as jnp
-import numpy as np
-
 from jaxnnls import _demo
-from jaxnnls._files import InputError, Report, Request, solve_files
-from jaxnnls._solution import Status, count_statuses, failures
+from jaxnnls._files import Request, solve_files
+from jaxnnls._journal import Report
+from jaxnnls._npy import InputError
+from jaxnnls._solution import Status, failures
 
 _DESCRIPTION = """\
 Without arguments: invert a synthetic mel spectrogram and print times, residuals and a gradient check.
@@ -22,7 +22,8 @@ the one of least norm where there are several, written to X.npy."""
 
 _EPILOG = """\
 B.npy is read in blocks of columns and may be larger than the memory. float32 files are solved in float32, float64
-and integer files in float64. X.npy has shape (n,) or (n, N), and is written whole or not at all.
+and integer files in float64. X.npy has shape (n,) or (n, N), and is written whole or not at all: until then there are
+X.npy.part and X.npy.journal, and after an interruption, even by a kill, --resume goes on from the last block in them.
 
 exit status:
   0      every column converged
@@ -73,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ridge", type=_finite, default=0.0, help="weight of 1/2 ||x||^2, 0 by default")
     parser.add_argument("--l1", type=_finite, default=0.0, help="weight of sum(x), 0 by default; needs lower >= 0")
     parser.add_argument("--tol", type=_finite, help="on the optimality; by default what the dtype allows")
+    parser.add_argument("--resume", action="store_true", help="go on where an interrupted run of this command stopped")
     return parser
 
 
@@ -87,14 +89,11 @@ def _join_negative(argv: Sequence[str]) -> list[str]:
     return joined
 
 
-def _print_report(report: Report) -> None:
-    counts = (
-        ", ".join(f"{count} {name}" for name, count in count_statuses(jnp.asarray(report.status)).items()) or "none"
-    )
-    known = report.optimality[~np.isnan(report.optimality)]
-    worst = f"{known.max():.1e}" if known.size else "-"
-    print(f"{report.status.size} columns in {report.seconds:.1f} s, worst optimality {worst}, status: {counts}")
-    for line in failures(report.status):
+def _print_report(report: Report, seconds: float) -> None:
+    counts = ", ".join(f"{count} {status.name}" for status, (count, _) in report.outcomes.items()) or "none"
+    worst = "-" if report.worst is None else f"{report.worst:.1e}"
+    print(f"{report.columns} columns in {seconds:.1f} s, worst optimality {worst}, status: {counts}")
+    for line in failures(report.outcomes):
         print("jaxnnls:", line, file=sys.stderr)
 
 
@@ -112,19 +111,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         As `--help` has it.
     """
     argv = sys.argv[1:] if argv is None else argv
+    start = time.perf_counter()
     try:
         if not argv:
             return _demo.run()
         report = solve_files(Request(**vars(_parser().parse_args(_join_negative(argv)))))
-    except (InputError, OSError) as error:
-        print("jaxnnls: error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("jaxnnls: interrupted", file=sys.stderr)
-        return 130
-    _print_report(report)
-    worst = int(report.status.max(initial=0))
-    return 10 + worst if worst else 0
+    except (InputError, OSError, KeyboardInterrupt) as error:
+        stopped = isinstance(error, KeyboardInterrupt)
+        what = "interrupted." if stopped else f"error: {error}"
+        print("jaxnnls:", " ".join(" ".join([what, *getattr(error, "__notes__", [])]).split()), file=sys.stderr)
+        return 130 if stopped else 2
+    _print_report(report, time.perf_counter() - start)
+    return 10 + max(report.outcomes) if any(report.outcomes) else 0
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""Solving .npy files: blocks of columns in, blocks of columns out, and an output that is whole or not there."""
+"""Solving .npy files: blocks of columns in, blocks of columns out, and an output that is whole or not there.
+
+Beside the output X.npy there are, until it is whole, X.npy.part and X.npy.journal. A block is written to the part
+before the journal has it, so what the journal has is done, however the process ended.
+"""
 
 import contextlib
-import errno
 import os
-import secrets
 import sys
 import time
-from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,14 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxnnls._api import lsq_linear
+from jaxnnls._journal import Journal, Report
+from jaxnnls._npy import Header, InputError, column_reader, column_writer, create, read_array, read_header
 from jaxnnls._problem import DEFAULT_BLOCK_BYTES, Arguments, check
+from jaxnnls._stream import lsq_linear_blocks
 
 COLUMN_BYTES = 2**23  # of b and x in one block: large enough to keep the solver busy, small enough to show progress
-
-
-class InputError(Exception):
-    """What the user gave cannot be solved; the message is one line for people."""
 
 
 class Request(NamedTuple):
@@ -36,29 +36,23 @@ class Request(NamedTuple):
     ridge: float
     l1: float
     tol: float | None
-
-
-class Report(NamedTuple):
-    """How it went: one status and one optimality per column."""
-
-    status: NDArray[np.int32]
-    optimality: NDArray[np.float64]
-    seconds: float
+    resume: bool
 
 
 class Progress:
     """A line on stderr that says how many of `total` columns are done, if stderr is a terminal."""
 
-    def __init__(self, total: int) -> None:
-        self.total = total
+    def __init__(self, done: int, total: int) -> None:
+        self.before, self.total = done, total
         self.start = time.perf_counter()
         self.shown = sys.stderr.isatty()
+        self.show(done)
 
     def show(self, done: int) -> None:
         """Rewrite the line for so many columns done."""
-        rate = done / max(time.perf_counter() - self.start, 1e-9)
-        left = f"{(self.total - done) / rate:.0f} s left" if done else "compiling"
-        self._print(f"{done / self.total:4.0%}  {done}/{self.total} columns  {rate:.0f}/s  {left}")
+        rate = (done - self.before) / max(time.perf_counter() - self.start, 1e-9)
+        left = f"{(self.total - done) / rate:.0f} s left" if rate else "compiling"
+        self._print(f"{done / max(self.total, 1):4.0%}  {done}/{self.total} columns  {rate:.0f}/s  {left}")
 
     def close(self) -> None:
         """Clear the line, for the summary to take its place."""
@@ -69,63 +63,9 @@ class Progress:
             print(f"\r{line:<70}\r", end="", file=sys.stderr, flush=True)
 
 
-def read_array(path: Path) -> NDArray[Any]:
-    """Open a .npy file of real numbers as a memory map, or raise `InputError`."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}.") from error
-    except Exception as error:  # a damaged header raises nearly anything, as NumPy evaluates it as Python
-        raise InputError(f"{path} is not a readable .npy file of numbers: {error}") from error
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise InputError(f"{path} is an archive of several arrays; expected a .npy file with one.")
-    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
-        raise InputError(f"expected real numbers of at most 64 bits in {path}, got dtype {array.dtype}.")
-    return array
-
-
 def precision(dtype: np.dtype[Any]) -> contextlib.AbstractContextManager[Any]:
     """64-bit JAX for the extent of a `with`, if that is what the dtype needs."""
     return jax.enable_x64(True) if dtype == np.float64 else contextlib.nullcontext()
-
-
-@contextlib.contextmanager
-def written_whole(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
-    """An array that becomes the file at the end of the `with`, and leaves nothing behind if that is not reached.
-
-    Parameters
-    ----------
-    path : Path
-        Replaced if it exists.
-    shape : tuple of int
-    dtype : numpy.dtype
-
-    Yields
-    ------
-    array : numpy.memmap
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # in its folder, where a rename is atomic
-    try:
-        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
-        _reserve(temporary)
-        yield array
-        array.flush()
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _reserve(path: Path) -> None:
-    """Ask for the disk space now: later, a full disk would kill the process as it writes to the map."""
-    if not hasattr(os, "posix_fallocate"):
-        return
-    try:
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise  # anything else: a file system that cannot promise
 
 
 def solve_files(request: Request) -> Report:
@@ -143,40 +83,96 @@ def solve_files(request: Request) -> Report:
     ------
     InputError
         For files and numbers that make no problem. No output is written then.
+
+    What is raised after a block was finished carries a note that says how many columns are kept.
     """
-    matrix, columns = read_array(request.matrix), read_array(request.columns)
+    matrix, columns = read_array(request.matrix), read_header(request.columns)
     dtype = np.result_type(matrix.dtype, columns.dtype)
     dtype = dtype if dtype.kind == "f" else np.dtype(np.float64)
     with precision(dtype):
         _check(request, matrix, columns, dtype)
-
-    n, shape = matrix.shape[1], (matrix.shape[1], *columns.shape[1:])
-    if columns.ndim == 1:
-        columns = columns[:, None]
-    total = columns.shape[1]
+    n, total = matrix.shape[1], columns.columns
     width = max(1, min(total, COLUMN_BYTES // (max(1, sum(matrix.shape)) * dtype.itemsize)))
-    status, optimality = np.zeros(total, np.int32), np.zeros(total)
-    bounds = (request.lower, request.upper)
-    start = time.perf_counter()
-    output = written_whole(request.output, shape, dtype)
-    with precision(dtype), output as x, contextlib.closing(Progress(total)) as progress:
-        A = jnp.asarray(matrix, dtype)
-        x = x.reshape(n, total)
-        for i in range(0, total, width):
-            progress.show(i)
-            block = np.asarray(columns[:, i : i + width], dtype)
-            k = block.shape[1]
-            block = np.pad(block, ((0, 0), (0, width - k)), mode="edge")  # one shape: compiled once
-            solution = lsq_linear(A, block, bounds, ridge=request.ridge, l1=request.l1, tol=request.tol)
-            x[:, i : i + k] = solution.x[:, :k]
-            status[i : i + k], optimality[i : i + k] = solution.status[:k], solution.optimality[:k]
-    return Report(status, optimality, time.perf_counter() - start)
+
+    part = request.output.with_name(f"{request.output.name}.part")
+    journal = Journal(request.output.with_name(f"{request.output.name}.journal"))
+    job = _describe(request, dtype, width)
+    report = journal.resume(job) if request.resume and part.exists() else None
+    if report is None:
+        header = create(part, (n, *columns.shape[1:]), dtype)
+        report = journal.begin(job)
+    else:
+        header = read_header(part)
+    try:
+        report = _solve_columns(request, matrix, columns, header, journal, report, width)
+        if _describe(request, dtype, width) != job:
+            raise InputError(f"{request.matrix} or {request.columns} has changed while it was solved.")
+    except BaseException as error:
+        report = journal.resume(job) or Report()
+        if report.columns:
+            error.add_note(f"{report.columns} of {total} columns are kept: --resume goes on from there.")
+        else:
+            part.unlink(missing_ok=True)
+            journal.remove()
+        raise
+    os.replace(part, request.output)
+    journal.remove()
+    return report
 
 
-def _check(request: Request, matrix: NDArray[Any], columns: NDArray[Any], dtype: np.dtype[Any]) -> None:
+def _solve_columns(
+    request: Request, matrix: NDArray[Any], source: Header, target: Header, journal: Journal, report: Report, width: int
+) -> Report:
+    """Solve what is not done yet, block after block."""
+    total = source.columns
+    spans = [(i, min(i + width, total)) for i in range(report.columns, total, width)]
+    with (
+        precision(target.dtype),
+        column_reader(source) as read,
+        column_writer(target) as write,
+        contextlib.closing(Progress(report.columns, total)) as progress,
+    ):
+        blocks = (np.asarray(read(*span), target.dtype) for span in spans)
+        solutions = lsq_linear_blocks(
+            jnp.asarray(matrix, target.dtype),
+            blocks,
+            (request.lower, request.upper),
+            width=width,
+            ridge=request.ridge,
+            l1=request.l1,
+            tol=request.tol,
+        )
+        for (start, stop), solution in zip(spans, solutions):
+            write(start, np.asarray(solution.x))
+            report = report.extended(solution)
+            journal.append(report)
+            progress.show(stop)
+    return report
+
+
+def _describe(request: Request, dtype: np.dtype[Any], width: int) -> dict[str, Any]:
+    """All that the solution depends on, for JSON."""
+
+    def stamp(path: Path) -> dict[str, int]:
+        stat = path.stat()
+        return {"bytes": stat.st_size, "modified": stat.st_mtime_ns}
+
+    options = {f"--{name}": getattr(request, name) for name in ("lower", "upper", "ridge", "l1", "tol")}
+    return {
+        str(request.matrix): stamp(request.matrix),
+        str(request.columns): stamp(request.columns),
+        **options,
+        "the dtype": str(dtype),
+        "the width of blocks": width,
+        "the version of jaxnnls": version("jaxnnls"),
+        "the version of JAX": jax.__version__,
+    }
+
+
+def _check(request: Request, matrix: NDArray[Any], columns: Header, dtype: np.dtype[Any]) -> None:
     if matrix.ndim != 2:
         raise InputError(f"expected two axes in {request.matrix}, got shape {matrix.shape}.")
-    if columns.ndim not in (1, 2):
+    if len(columns.shape) not in (1, 2):
         raise InputError(f"expected one or two axes in {request.columns}, got shape {columns.shape}.")
     if not request.output.parent.is_dir():
         raise InputError(f"cannot write {request.output}: there is no folder {request.output.parent}.")
@@ -184,7 +180,7 @@ def _check(request: Request, matrix: NDArray[Any], columns: NDArray[Any], dtype:
         raise InputError(f"cannot write {request.output}: it is a folder.")
     # Stand-ins without data: the library's own checks look at shapes, dtypes and the numbers.
     A, B = (np.broadcast_to(np.zeros((), dtype), array.shape) for array in (matrix, columns))
-    _, _, _, lower, upper, ridge, l1, tol = request
+    _, _, _, lower, upper, ridge, l1, tol, _ = request
     try:
         check(Arguments(A, B, lower, upper, None, ridge, l1, tol, None, None), False, DEFAULT_BLOCK_BYTES)
     except ValueError as error:

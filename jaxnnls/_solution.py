@@ -1,6 +1,7 @@
 """What a solve returns, and what to do when it failed."""
 
 import enum
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -93,7 +94,7 @@ class Solution(NamedTuple):
         columns = f"{np.count_nonzero(status == Status.CONVERGED)} of {status.size} columns converged"
         worst = f"worst optimality {np.max(known, initial=0):.1e}, at most {np.max(nit, initial=0)} steps"
         head = f"Solution: x {self.x.shape} {self.x.dtype}, {columns}, {worst}"
-        return "\n".join([head, *failures(status)])
+        return "\n".join([head, *failures(tally(status))])
 
 
 def raise_if_failed(solution: Solution) -> None:
@@ -124,17 +125,32 @@ def raise_if_failed(solution: Solution) -> None:
     failed = np.flatnonzero(status)
     if not failed.size:
         return
-    raise RuntimeError("\n".join([f"{failed.size} of {status.size} columns failed.", *failures(status)]))
+    raise RuntimeError("\n".join([f"{failed.size} of {status.size} columns failed.", *failures(tally(status))]))
 
 
-def failures(status: NDArray[np.int32]) -> list[str]:
+class Outcome(NamedTuple):
+    """How many columns ended in one way."""
+
+    columns: int
+    first: tuple[int, ...]  # index of the first of them
+
+
+def tally(status: NDArray[np.int32]) -> dict[Status, Outcome]:
+    """How many columns ended in which way, and where first."""
+    values, first, counts = np.unique(status, return_index=True, return_counts=True)
+    return {
+        Status(value): Outcome(int(count), tuple(int(i) for i in np.unravel_index(index, status.shape)))
+        for value, index, count in zip(values, first, counts)
+    }
+
+
+def failures(outcomes: Mapping[Status, Outcome]) -> list[str]:
     """One line for each way in which columns failed: how many, where first, and what to do."""
     lines = []
-    for value in np.unique(status[status != Status.CONVERGED]):
-        where = np.argwhere(status == value)
-        first = ", ".join(str(i) for i in where[0]) or "0"
-        count = f"{len(where)} column{'s' * (len(where) != 1)}, first {first}"
-        lines.append(f"{Status(value).name} ({count}): {Status(value).advice}")
+    for status, (count, first) in sorted(outcomes.items()):
+        if status != Status.CONVERGED:
+            where = f"{count} column{'s' * (count != 1)}, first {', '.join(str(i) for i in first) or '0'}"
+            lines.append(f"{status.name} ({where}): {status.advice}")
     return lines
 
 

@@ -1,8 +1,11 @@
 """The command line: what it prints, what it writes, and how it exits."""
 
+import json
+import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +15,7 @@ import pytest
 import scipy.optimize
 
 import jaxnnls
-from jaxnnls import Solution, Status, _demo, _files
+from jaxnnls import Solution, Status, _demo, _files, _stream
 from jaxnnls.__main__ import main
 
 M, N_VARIABLES, N_COLUMNS, WIDTH = 12, 5, 10, 4
@@ -143,13 +146,13 @@ def test_agrees_with_scipy_and_keeps_the_dtype(dtype: Any, atol: float, tmp_path
 
 def test_several_blocks_of_one_width(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    real = _files.lsq_linear
+    real = _stream.lsq_linear
 
     def spy(A: Any, B: np.ndarray, *args: Any, **options: Any) -> Solution:
         seen.append(B.shape)
         return real(A, B, *args, **options)
 
-    monkeypatch.setattr(_files, "lsq_linear", spy)
+    monkeypatch.setattr(_stream, "lsq_linear", spy)
     assert main(job.argv) == 0
     assert seen == [(M, WIDTH)] * 3
     np.testing.assert_allclose(np.load(job.output), scipy_nnls(job.A, job.B), rtol=1e-12, atol=1e-12)
@@ -186,13 +189,13 @@ def test_bounds_and_ridge(lower: list[str], job: Job) -> None:
 
 def test_l1_and_tol(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     tols = []
-    real = _files.lsq_linear
+    real = _stream.lsq_linear
 
     def spy(*args: Any, tol: float | None, **options: Any) -> Solution:
         tols.append(tol)
         return real(*args, tol=None, **options)  # a number would compile anew
 
-    monkeypatch.setattr(_files, "lsq_linear", spy)
+    monkeypatch.setattr(_stream, "lsq_linear", spy)
     assert main([*job.argv, "--l1", "2.5", "--tol", "1e-9"]) == 0
     assert set(tols) == {1e-9}
     moved = job.B - 2.5 * job.A @ np.linalg.solve(job.A.T @ job.A, np.ones((N_VARIABLES, 1)))  # A'moved = A'B - l1
@@ -290,39 +293,126 @@ def test_bad_output(job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     expect_error([*job.files, "-o", str(tmp_path)], "is a folder", job, capsys)
 
 
+def fail_in_block(number: int, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Raise instead of solving this block, from 1; the list grows by the width of each that was asked for."""
+    real = _stream.lsq_linear
+    seen: list[int] = []
+
+    def solve(A: Any, B: np.ndarray, *args: Any, **options: Any) -> Solution:
+        seen.append(B.shape[1])
+        if len(seen) == number:
+            raise error
+        return real(A, B, *args, **options)
+
+    monkeypatch.setattr(_stream, "lsq_linear", solve)
+    return seen
+
+
 @pytest.mark.parametrize(
-    ("error", "expected"), [(KeyboardInterrupt(), 130), (OSError(28, "No space left on device"), 2)]
+    ("error", "expected", "said"),
+    [(KeyboardInterrupt(), 130, "interrupted."), (OSError(5, "Input/output error"), 2, "error: .*Input/output error")],
 )
-def test_interruption_leaves_nothing_behind(
+def test_interruption_keeps_what_is_done(
     error: BaseException,
     expected: int,
+    said: str,
     job: Job,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    real = _files.lsq_linear
-    seen = []
+    assert main(job.argv) == 0
+    whole = job.output.read_bytes()
+    job.output.write_text("the old one")
+    with monkeypatch.context() as patch:
+        fail_in_block(3, error, patch)
+        assert main(job.argv) == expected
+    assert job.output.read_text() == "the old one"
+    assert job.leftovers() == {"X.npy", "X.npy.part", "X.npy.journal"}
+    assert re.fullmatch(
+        rf"jaxnnls: {said} {WIDTH} of {N_COLUMNS} columns are kept: --resume goes on from there.\n",
+        capsys.readouterr().err,
+    )
+    solved = fail_in_block(0, error, monkeypatch)
+    assert main([*job.argv, "--resume"]) == 0
+    assert solved == [WIDTH, WIDTH]
+    assert job.leftovers() == {"X.npy"}
+    assert job.output.read_bytes() == whole
+    assert f"{N_COLUMNS} columns in" in capsys.readouterr().out
 
-    def interrupted(*args: Any, **options: Any) -> Solution:
-        seen.append({p.name for p in job.output.parent.glob("*.part")} | {p.name for p in job.output.parent.glob(".*")})
-        if len(seen) == 2:
-            raise error
+
+def test_resume_after_a_kill(tmp_path: Path) -> None:
+    job = make_job(tmp_path, columns=(20_000,))
+    code = f"from jaxnnls import _files, __main__ as m; _files.COLUMN_BYTES = {20 * _files.COLUMN_BYTES}; m.main()"
+    journal = job.output.with_name("X.npy.journal")
+    with subprocess.Popen([sys.executable, "-c", code, *job.argv], stderr=subprocess.DEVNULL) as process:
+        while not (journal.exists() and journal.read_text().count("\n") > 2):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    lines = journal.read_text().splitlines()
+    done = json.loads(lines[-1])[0]
+    assert 0 < done < 20_000 and not job.output.exists()
+    journal.write_text("\n".join(lines) + '\n[99, "torn')
+    kept = np.load(job.output.with_name("X.npy.part"))[:, :done]
+    np.testing.assert_allclose(kept, scipy_nnls(job.A, job.B[:, :done]), rtol=1e-12, atol=1e-12)
+    assert subprocess.run([sys.executable, "-c", code, *job.argv, "--resume"], capture_output=True).returncode == 0
+    X = np.load(job.output)
+    np.testing.assert_array_equal(X[:, :done], kept)
+    some = np.random.default_rng(0).integers(20_000, size=100)
+    np.testing.assert_allclose(X[:, some], scipy_nnls(job.A, job.B[:, some]), rtol=1e-12, atol=1e-12)
+
+
+def test_resume_refuses_another_job(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*job.argv, "--resume"]) == 0  # nothing to resume
+    job.output.unlink()
+    with monkeypatch.context() as patch:
+        fail_in_block(3, KeyboardInterrupt(), patch)
+        main(job.argv)
+    capsys.readouterr()
+    expect_error([*job.argv, "--resume", "--ridge", "1"], "--ridge is 1.0 now and was 0.0", job, capsys)
+    np.save(job.files[1], job.B + 1)
+    expect_error([*job.argv, "--resume"], "B.npy has changed", job, capsys)
+    np.save(job.files[1], job.B[:, :7])
+    expect_error([*job.argv, "--resume"], "B.npy has changed", job, capsys)
+    assert main(job.argv) == 0
+    assert np.load(job.output).shape == (N_VARIABLES, 7) and job.leftovers() == {"X.npy"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: os.truncate(path, 200), "B.npy has become shorter"),
+        (lambda path: path.touch(), "has changed while it was solved"),
+    ],
+)
+def test_input_that_changes_on_the_way(
+    change: Any, message: str, job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = _stream.lsq_linear
+
+    def solve(*args: Any, **options: Any) -> Solution:
+        change(Path(job.files[1]))
         return real(*args, **options)
 
-    monkeypatch.setattr(_files, "lsq_linear", interrupted)
-    job.output.write_text("the old one")
-    assert main(job.argv) == expected
-    assert len(seen) == 2 and all(len(names) == 1 for names in seen)  # the temporary was there
-    assert job.leftovers() == {"X.npy"}
-    assert job.output.read_text() == "the old one"
-    assert capsys.readouterr().err.count("\n") == 1
+    monkeypatch.setattr(_stream, "lsq_linear", solve)
+    assert main(job.argv) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not job.output.exists()
+
+
+def test_columns_in_fortran_order(job: Job) -> None:
+    np.save(job.files[1], np.asfortranarray(job.B))
+    assert main(job.argv) == 0
+    np.testing.assert_allclose(np.load(job.output), scipy_nnls(job.A, job.B), rtol=1e-12, atol=1e-12)
 
 
 def test_other_errors_leave_nothing_behind(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any, **options: Any) -> Solution:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(_files, "lsq_linear", broken)
+    monkeypatch.setattr(_stream, "lsq_linear", broken)
     with pytest.raises(RuntimeError, match="out of memory"):
         main(job.argv)
     assert job.leftovers() == set()
@@ -338,7 +428,7 @@ def test_progress_only_for_a_terminal(
     lines = [line.strip() for line in capsys.readouterr().err.split("\r") if line]
     assert lines[0].startswith("0%  0/10 columns") and lines[2].startswith("80%  8/10 columns")
     assert re.search(r"\d+/s  \d+ s left$", lines[1])
-    assert lines[3:] == [""]  # the line is cleared
+    assert lines[3].startswith("100%") and lines[4:] == [""]  # the line is cleared
 
 
 def test_help_documents_the_exit_status(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,89 @@
+"""Columns that come in blocks, from wherever they are: the next one is fetched while one is solved."""
+
+from collections.abc import Iterable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from jaxnnls._api import lsq_linear
+from jaxnnls._problem import DEFAULT_BLOCK_BYTES
+from jaxnnls._solution import Solution
+
+
+def lsq_linear_blocks(
+    A: ArrayLike,
+    blocks: Iterable[ArrayLike],
+    bounds: tuple[ArrayLike, ArrayLike] = (-jnp.inf, jnp.inf),
+    *,
+    width: int | None = None,
+    ridge: ArrayLike = 0.0,
+    l1: ArrayLike = 0.0,
+    tol: ArrayLike | None = None,
+    max_steps: ArrayLike | None = None,
+    block_bytes: int = DEFAULT_BLOCK_BYTES,
+) -> Iterator[Solution]:
+    """`lsq_linear` for more columns than fit into memory: an iterator of blocks in, an iterator of solutions out.
+
+    While a block is solved, the caller works on the solution before it, and the next block is fetched. At most two
+    blocks and two solutions are held. Not differentiable.
+
+    Parameters
+    ----------
+    A : array_like, shape (m, n)
+        One matrix for all blocks.
+    blocks : iterable of array_like, shape (m, k)
+        Right-hand sides; k may differ.
+    bounds : (lower, upper)
+        For all columns of all blocks: scalars, or one entry per variable, length n.
+    width : int, optional
+        Blocks of fewer columns are filled up to so many, so that all of them are solved by one compiled program; by
+        default as many as the first block has.
+    ridge, l1, tol, max_steps, block_bytes
+        As for `lsq_linear`.
+
+    Yields
+    ------
+    solution : Solution
+        Of NumPy arrays, one for each block, in order.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As for `lsq_linear`, when the block is reached; also for a block without two axes.
+
+    Examples
+    --------
+    >>> import jaxnnls, numpy as np
+    >>> A = np.array([[1.0, 0.0], [0.0, 2.0]])
+    >>> blocks = (np.full((2, k), -2.0 + k) for k in (4, 3))
+    >>> [sol.x.shape for sol in jaxnnls.lsq_linear_blocks(A, blocks, bounds=(0, 1))]
+    [(2, 4), (2, 3)]
+    """
+    A = jnp.asarray(A)
+
+    def start(block: ArrayLike) -> tuple[Solution, int]:
+        nonlocal width
+        B = np.asarray(block)
+        if B.ndim != 2:
+            raise ValueError(f"expected blocks of shape (m, k), got {B.shape}.")
+        k = B.shape[1]
+        width = k if width is None else width
+        if 0 < k < width:
+            B = np.pad(B, ((0, 0), (0, width - k)), mode="edge")
+        solution = lsq_linear(A, B, bounds, ridge=ridge, l1=l1, tol=tol, max_steps=max_steps, block_bytes=block_bytes)
+        return solution, k
+
+    def finish(solution: Solution, k: int) -> Solution:
+        return jax.tree.map(lambda a: np.asarray(a)[..., :k], solution)
+
+    running = None
+    for block in blocks:
+        # One after another: JAX would run two solves side by side, for the same processors.
+        done = None if running is None else finish(*running)
+        running = start(block)
+        if done is not None:
+            yield done
+    if running is not None:
+        yield finish(*running)

@@ -1,0 +1,42 @@
+"""Blocks of columns in, solutions out."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxnnls
+
+
+def test_blocks_are_the_columns_of_one_solve(dtype):
+    rng = np.random.default_rng(0)
+    A, B = rng.normal(size=(9, 5)).astype(dtype), rng.normal(size=(9, 11)).astype(dtype)
+    bounds = (np.zeros(5, dtype), np.linspace(0.1, 0.5, 5, dtype=dtype))
+    parts = list(jaxnnls.lsq_linear_blocks(A, np.split(B, [4, 4, 8], axis=1), bounds, ridge=0.1))
+    assert [part.status.size for part in parts] == [4, 0, 4, 3]
+    whole = jaxnnls.lsq_linear(A, B, bounds, ridge=0.1)
+    for name in ("x", "dual", "status", "active_mask"):
+        joined = np.concatenate([getattr(part, name) for part in parts], axis=-1)
+        np.testing.assert_allclose(joined, getattr(whole, name), rtol=0, atol=20 * np.finfo(dtype).eps)
+        assert joined.dtype == getattr(whole, name).dtype
+    assert list(jaxnnls.lsq_linear_blocks(A, [])) == []
+
+
+def test_next_block_is_fetched_while_one_is_solved():
+    events = []
+
+    def blocks():
+        for i in range(3):
+            events.append(f"read {i}")
+            yield np.full((2, 1), i + 1.0)
+
+    for i, solution in enumerate(jaxnnls.lsq_linear_blocks(jnp.eye(2), blocks())):
+        events.append(f"write {i}")
+        np.testing.assert_allclose(solution.x, i + 1.0)
+    assert events == ["read 0", "read 1", "write 0", "read 2", "write 1", "write 2"]
+
+
+def test_shapes_are_checked():
+    with pytest.raises(ValueError, match="blocks of shape"):
+        list(jaxnnls.lsq_linear_blocks(np.eye(2), [np.ones(2)]))
+    with pytest.raises(ValueError, match=r"to go with A of shape \(2, 2\)"):
+        list(jaxnnls.lsq_linear_blocks(np.eye(2), [np.ones((3, 1))]))
