@@ -9,8 +9,14 @@ H_FF^-1 is kept in a tableau T (n, n) per column, which starts as H and takes on
 Goodnight 1979, doi:10.1080/00031305.1979.10482685): T_FF = H_FF^-1, and outside of F the Schur complement. It only
 serves for directions, while the gradient is computed anew from A: rounding errors of the pivots do not reach x.
 
+A variable whose column depends on those of F, as far as the dtype can tell, cannot be freed by a pivot. There the
+objective falls along d_j = 1, d_F = -H_FF^-1 H_Fj without any curvature, until a variable meets its bound and leaves F
+(of 20,000 decay curves in float32, 2 to 7 % were left unsolved for want of this step, now less than 0.1 %).
+
 This is for ill-conditioned curves with few parameters: it starts from an empty F, and the free sets of solutions are
-small and well conditioned, whatever A is. Its arithmetic is 5 n^2 a step and column, and no call of a factorisation.
+small and well conditioned, whatever A is. Its arithmetic is 5 n^2 a step and column, and no call of a factorisation. The direction is part of the
+state: XLA computes what several loops use once for each of them, but what a step leaves for the next only once (119
+against 69 ms for the 20,000).
 """
 
 import functools
@@ -41,9 +47,9 @@ class State(NamedTuple):
     x: Array  # (n, k)
     T: Array  # (n, n, k)
     free: Array  # (n, k), 0 or 1
-    pivot: Array  # (n, k), 1 for the variable that leaves F next
-    settled: Array  # (k,), bool: whether the last step went all the way
-    stale: Array  # (k,), max |g| over F at the last step
+    d: Array  # (n, k), the direction of the next step
+    ray: Array  # (k,), bool: whether there is no curvature along d
+    stale: Array  # (k,), max |g| over F
     done: Array  # (k,), bool
     nit: Array  # (k,)
     step: Array
@@ -60,8 +66,8 @@ def weighted_sum(T: Array, weight: Array) -> Array:
     return functools.reduce(jnp.add, [T[i] * weight[i] for i in range(len(T))])
 
 
-def exchange(T: Array, free: Array, pivot: Array) -> tuple[Array, Array]:
-    """Move the pivot of each column into F or out of it; returns T and free.
+def exchange(T: Array, free: Array, pivot: Array) -> tuple[Array, Array, Array, Array]:
+    """Move the pivot of each column into F or out of it; returns T, free, the row of the pivot, and if it was possible.
 
     A pivot is 1 for one variable or 0 for all. A variable whose column depends on those of F stays outside.
     """
@@ -71,7 +77,7 @@ def exchange(T: Array, free: Array, pivot: Array) -> tuple[Array, Array]:
     pivot = jnp.where(possible, pivot, 0)
     column = jnp.where(free == jnp.sum(pivot * free, axis=0), row, -row)
     factor = (column - pivot) * jnp.where(possible, 1 / jnp.where(possible, size, 1), 0)
-    return T - factor[:, None] * (row + pivot)[None], jnp.abs(free - pivot)
+    return T - factor[:, None] * (row + pivot)[None], jnp.abs(free - pivot), row, possible
 
 
 def active_set(
@@ -94,8 +100,8 @@ def active_set(
     Returns
     -------
     x : Array, shape (n, k)
-    regular : Array of bool, shape (k,)
-        Whether the columns of the free variables are known to be independent.
+    apart : Array of bool, shape (n, k)
+        Which columns are known to be independent of those of the free variables.
     nit : Array of int, shape (k,)
     """
     n = x.shape[0]
@@ -106,29 +112,34 @@ def active_set(
         lower, upper = given.lower, given.upper
 
         def step(state: State) -> State:
-            x, T, free, pivot, settled, before, done, nit, count = state
+            x, T, free, d, ray, stale, done, nit, count = state
+            # As far along d as the bounds allow, at most all the way, unless d is without curvature.
+            ratio = jnp.where(d == 0, jnp.inf, (jnp.where(d > 0, upper, lower) - x) / jnp.where(d == 0, 1, d))
+            t = jnp.min(ratio, axis=0)
+            done |= ray & (t == jnp.inf)
+            settled = ~ray & (t >= 1)
+            leave = first((ratio == t) & ~settled & ~done, x.dtype)
+            y = jnp.clip(x + jnp.where(settled, 1, t) * d, lower, upper)
+            x = jnp.where(done, x, jnp.where(leave > 0, jnp.where(d > 0, upper, lower), y))
+
             g = gradient(part, x)
             room = attainable(x, tol)
             # What is inside its bounds has to be free; what is on one may be freed if its multiplier is wrong.
             wrong = jnp.where(x <= lower, -g, jnp.where(x >= upper, g, jnp.inf))
             wrong = jnp.where((free > 0) | (lower == upper), 0, wrong)
             worst = jnp.max(wrong, axis=0)
-            stale = jnp.max(jnp.abs(free * g), axis=0)
+            before, stale = stale, jnp.max(jnp.abs(free * g), axis=0)
             # Beyond tol, down to rounding, as long as that is quick.
             fine = (stale <= attainable(x, 0)) | ((stale <= room) & (stale > 0.5 * before))
-            done |= settled & (worst <= room) & fine
-            enter = first((wrong == worst) & settled & (worst > room), x.dtype)
-            T, new_free = exchange(T, free, jnp.where(settled, enter, pivot) * ~done)
-            done |= (settled & (worst > room) & jnp.all(new_free == free, axis=0)) | (nit >= most)
-            free = new_free
-            d = -free * weighted_sum(T, free * g)
-            d = jnp.where(done, 0, d)
-            ratio = jnp.where(d == 0, jnp.inf, (jnp.where(d > 0, upper, lower) - x) / jnp.where(d == 0, 1, d))
-            t = jnp.min(ratio, axis=0)
-            leave = first((ratio == t) & (t < 1), x.dtype)
-            x = jnp.clip(x + jnp.minimum(t, 1) * d, lower, upper)
-            x = jnp.where(leave > 0, jnp.where(d > 0, upper, lower), x)
-            return State(x, T, free, leave, t >= 1, stale, done, nit + ~done, count + 1)
+            done |= (settled & (worst <= room) & fine) | (nit >= most)
+            enter = first((wrong == worst) & (worst > room), x.dtype)
+            pivot = jnp.where(settled, enter, leave) * ~done
+            T, free, row, possible = exchange(T, free, pivot)
+            # A variable that cannot enter moves with those in F along a direction without curvature, up to a bound.
+            ray = settled & (worst > room) & ~possible
+            along = -jnp.sum(pivot * jnp.sign(g), axis=0) * (free * row + pivot)
+            d = jnp.where(done, 0, jnp.where(ray, along, -free * weighted_sum(T, free * g)))
+            return State(x, T, free, d, ray & ~done, stale, done, nit + ~done, count + 1)
 
         x, _, nit = state
         nothing = jnp.zeros_like(x)
@@ -137,20 +148,20 @@ def active_set(
             jnp.broadcast_to(gram[:, :, None], (n, n, x.shape[1])),
             nothing,
             nothing,
-            jnp.ones_like(own),
+            jnp.zeros_like(own),
             jnp.full_like(x[0], jnp.inf),
             ~own,
             nit,
             jnp.zeros((), jnp.int32),
         )
         end = while_loop(lambda s: (s.step < n) & ~jnp.all(s.done), step, start)
-        # In F, 1 / T_jj is the squared distance of column j from the span of the others.
-        inverse = jnp.stack([end.T[j, j] for j in range(n)]) * end.free
-        regular = jnp.all(inverse * 16 * n * jnp.finfo(x.dtype).eps < 1, axis=0)
-        # A column that depends on those in F was kept outside, even if its variable is inside its bounds.
-        regular &= jnp.all((end.free > 0) | (end.x <= lower) | (end.x >= upper), axis=0)
+        # The squared distance of column j from the span of the others in F is T_jj outside of F, and inside 1 / T_jj.
+        diagonal = jnp.stack([end.T[j, j] for j in range(n)])
+        least = 16 * n * jnp.finfo(x.dtype).eps
+        inside = (end.x > lower) & (end.x < upper)
+        apart = jnp.where(end.free > 0, diagonal * least < 1, (diagonal > least) & ~inside)
         # Pivots begin anew for those who need many: their tableau is worn, and easy columns need not wait for them.
-        return (end.x, regular, end.nit), ~end.done & (end.nit < most)
+        return (end.x, apart, end.nit), ~end.done & (end.nit < most)
 
-    start = (x, jnp.zeros_like(active), jnp.zeros_like(active, jnp.int32))
+    start = (x, jnp.zeros_like(x, bool), jnp.zeros_like(active, jnp.int32))
     return work_off(run, columns_of(problem), start, active, GROUP)

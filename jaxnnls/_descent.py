@@ -82,7 +82,7 @@ def sweep(problem: Problem, gram: Array | None, x: Array, g: Array, e: Array, co
     low, high = lower - x, upper - x
 
     def row(a: Array, i: Array) -> Array:
-        return lax.dynamic_slice_in_dim(a, i % n, 1)
+        return lax.dynamic_slice_in_dim(a, i, 1)
 
     def moved(i: Array, e: Array, slope: Array) -> Array:
         return jnp.clip(row(e, i) - slope, row(low, i), row(high, i))
@@ -91,9 +91,9 @@ def sweep(problem: Problem, gram: Array | None, x: Array, g: Array, e: Array, co
 
         def update(i: Array, e: Array) -> Array:
             slope = row(g, i) + einsum("ij,jk->ik", row(gram, i), e)
-            return lax.dynamic_update_slice_in_dim(e, moved(i, e, slope), i % n, axis=0)
+            return lax.dynamic_update_slice_in_dim(e, moved(i, e, slope), i, axis=0)
 
-        e = fori_loop(count * n, update, e)
+        e = fori_loop(count, lambda _, e: fori_loop(n, update, e), e)
     else:
         assert problem.A is not None
         columns = problem.A.T
@@ -104,9 +104,10 @@ def sweep(problem: Problem, gram: Array | None, x: Array, g: Array, e: Array, co
             slope = row(g, i) + einsum("ij,jk->ik", a, r) + row(problem.ridge, i) * row(e, i)
             # As a value of its own, or XLA would copy e to have the old one beside the new one.
             delta = lax.optimization_barrier(moved(i, e, slope) - row(e, i))
-            return lax.dynamic_update_slice_in_dim(e, row(e, i) + delta, i % n, axis=0), r + a.T * delta
+            return lax.dynamic_update_slice_in_dim(e, row(e, i) + delta, i, axis=0), r + a.T * delta
 
-        e, _ = fori_loop(count * n, update_residual, (e, einsum("ij,jk->ik", problem.A, e)))
+        state = (e, einsum("ij,jk->ik", problem.A, e))
+        e, _ = fori_loop(count, lambda _, state: fori_loop(n, update_residual, state), state)
     return moved_by(problem, x, e)
 
 

@@ -48,7 +48,8 @@ INACTIVE_WEIGHT = 1e-2
 PATIENCE = 4
 STALLED = 10
 CAUTION = 1e3  # how much larger sigma becomes after a step that failed, and smaller after one that did not
-GROUP_ELEMENTS = 2**16  # of the matrices that are factorised at a time
+GROUP = 32  # columns that take a step together, at most: those that need this are few, and each has its own number
+GROUP_ELEMENTS = 2**16  # of the matrices that are factorised at a time, at most
 
 MINIMISE, SHORTEN, DONE = range(3)
 
@@ -262,6 +263,6 @@ def rescue(
     stage = jnp.where(optimal, jnp.where(singular, SHORTEN, DONE), MINIMISE)
     sigma = jnp.broadcast_to(sigma_step, optimality.shape)
     start = State(x, g, optimality, optimality, zero, sigma, zero, stage, jnp.broadcast_to(~singular, active.shape))
-    size = max(1, GROUP_ELEMENTS // max(R.shape[0] ** 2, 1))
+    size = max(1, min(GROUP, GROUP_ELEMENTS // max(R.shape[0] ** 2, 1)))
     end = work_off(step, (columns_of(problem), max_steps), start, active & (stage < DONE), size)
     return end.x, end.shortest, end.nit

@@ -201,7 +201,7 @@ def iterate(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: 
 
     rest = usable & ~fitted
     if matrix.gram is not None and x.shape[0] <= FEW:
-        x, regular, steps = active_set(problem, matrix.gram, x, rest, options.tol, options.max_steps)
+        x, apart, steps = active_set(problem, matrix.gram, x, rest, options.tol, options.max_steps)
         g = gradient(problem, x)
         optimality = natural_residual(x, g, problem.lower, problem.upper)
     elif problem.Q is not None and x.shape[1] <= FEW_COLUMNS:
@@ -209,16 +209,16 @@ def iterate(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: 
         x, steps = interior_point(problem, matrix.gram, x, rest, options.tol, options.max_steps)
         g = gradient(problem, x)
         optimality = natural_residual(x, g, problem.lower, problem.upper)
-        regular = jnp.zeros_like(rest)
+        apart = jnp.zeros_like(x, bool)
     else:
         steps = jnp.minimum(DESCENT_STEPS, options.max_steps - nit)
         end = descend(problem, matrix.gram, x, rest, options.tol, steps, SWEEPS if warm else FIRST_SWEEPS)
         x, g, optimality, steps = end[:4]
-        regular = jnp.zeros_like(rest)
+        apart = jnp.zeros_like(x, bool)
     nit += steps
     good = rest & (optimality <= attainable(x, options.tol))
     ask = good & matrix.singular
-    unique = ~matrix.singular | judge_faces(problem, matrix, x, g, optimality, regular, ask)
+    unique = ~matrix.singular | judge_faces(problem, matrix, x, g, optimality, apart, ask)
     pending = rest & ~(good & unique) & (nit < options.max_steps)
     left = options.max_steps - nit
     x, shortest, steps = rescue(problem, matrix.root, matrix.unit, matrix.singular, x, pending, options.tol, left)

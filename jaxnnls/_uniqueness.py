@@ -20,7 +20,7 @@ GROUP_ELEMENTS = 2**15  # of the matrices that are factorised at a time
 
 
 def judge_faces(
-    problem: Problem, matrix: Matrix, x: Array, g: Array, optimality: Array, regular: Array, ask: Array
+    problem: Problem, matrix: Matrix, x: Array, g: Array, optimality: Array, apart: Array, ask: Array
 ) -> Array:
     """Judge minimisers x.
 
@@ -32,8 +32,8 @@ def judge_faces(
     x, g : Array, shape (n, k)
         Minimisers and the gradients there.
     optimality : Array, shape (k,)
-    regular : Array of bool, shape (k,)
-        Where the columns of R in F are already known to be independent.
+    apart : Array of bool, shape (n, k)
+        Which columns of R are already known to be independent of those in F.
     ask : Array of bool, shape (k,)
 
     Returns
@@ -46,7 +46,9 @@ def judge_faces(
     free = (x > problem.lower) & (x < problem.upper)
     held = jnp.abs(g) > jnp.maximum(4 * attainable(x, 0), 2 * optimality)
     member = free | ~(held | (problem.lower == problem.upper))
-    known = ask & regular & jnp.all(free == member, axis=0)
+    # With one column beside those in F, all are independent if it is independent of them.
+    enough = ~matrix.ranked | (jnp.sum(member & ~free, axis=0) <= 1)
+    known = ask & enough & jnp.all(apart | ~member, axis=0)
 
     def step(given: tuple[Array, Array], state: Array, own: Array) -> tuple[Array, Array]:
         free, member = given
