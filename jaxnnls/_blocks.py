@@ -3,11 +3,13 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+
+STAY = 0.75  # of a group that has to be unfinished for it to take another step before others have theirs
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -145,7 +147,8 @@ def fill_columns(f: Callable[[T], U], columns: T, N: int, size: int) -> U:
 def work_off(step: Callable[[U, T, Array], tuple[T, Array]], given: U, state: T, pending: Array, size: int) -> T:
     """Apply step to `size` pending columns at a time, round after round, until none is pending.
 
-    What a column costs then depends on its own number of steps, not on the slowest column of its block.
+    What a column costs then depends on its own number of steps, not on the slowest column of its block. A group goes on
+    as long as most of it is unfinished, since taking it out and putting it back costs about as much as a step.
 
     Parameters
     ----------
@@ -162,32 +165,59 @@ def work_off(step: Callable[[U, T, Array], tuple[T, Array]], given: U, state: T,
     packed_given, unpack_given = _pack(given)
     packed_state, unpack_state = _pack(state)
 
-    def turn(carry: tuple[Array, Array, Array, Packed, Array]) -> tuple[Array, Array, Array, Packed, Array]:
-        at, count, order, state, pending = carry
-        own = at + jnp.arange(size) < count
-        index = jnp.where(own, lax.dynamic_slice_in_dim(order, at, size), k)
+    def group(order: Array, at: Array, count: Array) -> Array:
+        return jnp.where(at + jnp.arange(size) < count, lax.dynamic_slice_in_dim(order, at, size), k)
+
+    def turn(carry: Turn) -> Turn:
+        at, count, index, order, state, pending = carry
 
         def take(tree: Packed) -> Packed:
             return {name: jnp.take(rows, index, axis=0, mode="clip") for name, rows in tree.items()}
 
-        new, left = step(unpack_given(take(packed_given)), unpack_state(take(state)), own)
+        own = index < k
+        part = unpack_given(take(packed_given))
+
+        def advance(carry: tuple[Array, T, Array]) -> tuple[Array, T, Array]:
+            _, old, left = carry
+            new, still = step(part, old, left)
+            return jnp.zeros_like(carry[0]), jax.tree.map(lambda a, b: jnp.where(left, a, b), new, old), left & still
+
+        def busy(carry: tuple[Array, T, Array]) -> Array:
+            return carry[0] | (jnp.sum(carry[2]) > STAY * jnp.sum(own))
+
+        begin = (jnp.ones_like(own[0]), unpack_state(take(state)), own)
+        _, new, left = while_loop(busy, advance, begin)
         packed, _ = _pack(new)
         state = {
             name: rows.at[index].set(packed[name], mode="drop", unique_indices=True) for name, rows in state.items()
         }
-        pending = pending.at[index].set(left & own, mode="drop", unique_indices=True)
-        return at + size, count, order, state, pending
+        pending = pending.at[index].set(left, mode="drop", unique_indices=True)
+        return Turn(at + size, count, group(order, at + size, count), order, state, pending)
 
     def work(carry: tuple[Packed, Array]) -> tuple[Packed, Array]:
         state, pending = carry
         # Where they are, one after another: a cumulative sum, as sorting takes twenty times as long.
         place = jnp.cumsum(pending)
-        count = place[-1] if k else jnp.zeros((), place.dtype)
-        order = jnp.full(k + size, k).at[jnp.where(pending, place - 1, k + size)].set(jnp.arange(k), mode="drop")
-        end = while_loop(lambda c: c[0] < c[1], turn, (0 * count, count, order, state, pending))
-        return end[3], end[4]
+        count = place[-1]
+        order = (
+            jnp.full(k + 2 * size, k).at[jnp.where(pending, place - 1, k + 2 * size)].set(jnp.arange(k), mode="drop")
+        )
+        start = Turn(0 * count, count, group(order, 0 * count, count), order, state, pending)
+        end = while_loop(lambda turn: turn.at < turn.count, turn, start)
+        return end.state, end.pending
 
     return unpack_state(while_loop(lambda carry: jnp.any(carry[1]), work, (packed_state, pending))[0])
+
+
+class Turn(NamedTuple):
+    """Where `work_off` is in a round."""
+
+    at: Array  # (), how many columns have had their turn
+    count: Array  # (), how many there are
+    index: Array  # (size,), the next of them; computed a turn ahead, or XLA would do so for every number it gathers
+    order: Array  # (k + 2 size,), all of them
+    state: "Packed"
+    pending: Array  # (k,), bool
 
 
 Packed = dict[str, Array]
