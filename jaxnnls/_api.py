@@ -30,7 +30,7 @@ def nnls(
 ) -> Array:
     r"""Non-negative least squares, for every column of B.
 
-    .. math:: \min_{x \ge 0} \tfrac12 \|A x - b\|^2 + \tfrac{\text{ridge}}2 \|x\|^2 + \text{l1} \sum_j x_j
+    .. math:: \min_{x \ge 0} \; \tfrac12 \|A x - b\|^2 + \tfrac{\text{ridge}}2 \|x\|^2 + \text{l1} \sum_j x_j
 
     Where several x are optimal, this is the one of least Euclidean norm.
 
@@ -51,8 +51,8 @@ def nnls(
         Limit on the steps of the slowest column. The default is enough for everything reasonable.
     smoothing : float, optional
         kappa > 0: the value stays as it is, its derivative becomes that of the problem with the log barrier
-        -kappa sum_j (log(x_j - lower_j) + log(upper_j - x_j)), to which variables on a bound contribute as well. By
-        default the derivative is that of the solution, in which they stay where they are. Takes memory for some
+        :math:`-\kappa \sum_j (\log(x_j - \ell_j) + \log(u_j - x_j))`, to which variables on a bound contribute as well.
+        By default the derivative is that of the solution, in which they stay where they are. Takes memory for some
         matrices (n, n) per column of a block.
     block_bytes : int
         Budget for the arrays of the columns that are solved at a time. Static.
@@ -106,7 +106,7 @@ def lsq_linear(
 ) -> Solution:
     r"""Least squares within bounds, for every column of B.
 
-    .. math:: \min_{l \le x \le u} \tfrac12 \|A x - b\|^2 + \tfrac{\text{ridge}}2 \|x\|^2 + \text{l1} \sum_j x_j
+    .. math:: \min_{\ell \le x \le u} \; \tfrac12 \|A x - b\|^2 + \tfrac{\text{ridge}}2 \|x\|^2 + \text{l1} \sum_j x_j
 
     Where several x are optimal, this is the one of least Euclidean norm.
 
@@ -116,9 +116,9 @@ def lsq_linear(
         One matrix for all columns. For several, use `jax.vmap`.
     B : array_like, shape (m,) or (..., m, N)
         Right-hand sides.
-    bounds : (lower, upper)
-        Scalars; one-dimensional: one entry per variable, length n; anything else broadcasts to x, so that each column
-        may have its own. Infinite bounds are none; lower = upper fixes a variable.
+    bounds : 2-tuple of array_like
+        Lower and upper ones: scalars; one-dimensional: one entry per variable, length n; anything else broadcasts to x,
+        so that each column may have its own. Infinite bounds are none; lower = upper fixes a variable.
     x_init : array_like, shape of x, optional
         A warm start. It changes the time a solve takes, not the answer.
     ridge, l1 : float
@@ -130,8 +130,8 @@ def lsq_linear(
         Limit on the steps of the slowest column. The default is enough for everything reasonable.
     smoothing : float, optional
         kappa > 0: the value stays as it is, its derivative becomes that of the problem with the log barrier
-        -kappa sum_j (log(x_j - lower_j) + log(upper_j - x_j)), to which variables on a bound contribute as well. By
-        default the derivative is that of the solution, in which they stay where they are. Takes memory for some
+        :math:`-\kappa \sum_j (\log(x_j - \ell_j) + \log(u_j - x_j))`, to which variables on a bound contribute as well.
+        By default the derivative is that of the solution, in which they stay where they are. Takes memory for some
         matrices (n, n) per column of a block.
     block_bytes : int
         Budget for the arrays of the columns that are solved at a time. Static.
@@ -152,9 +152,9 @@ def lsq_linear(
 
     Notes
     -----
-    optimality is the natural residual :math:`\max_j |x_j - \mathrm{clip}(x_j - g_j, l_j, u_j)|` of the problem with
-    unit columns and a right-hand side of unit size, g being the gradient. A column has converged where that is at most
-    tol, or a small multiple of the rounding error of g.
+    optimality is the natural residual :math:`\max_j \, |x_j - \operatorname{clip}(x_j - g_j, \ell_j, u_j)|` of the
+    problem with unit columns and a right-hand side of unit size, g being the gradient. A column has converged where
+    that is at most tol, or a small multiple of the rounding error of g.
 
     Examples
     --------
@@ -184,7 +184,8 @@ def box_qp(
 ) -> Solution:
     r"""Convex quadratic programs within bounds, for every column of q.
 
-    .. math:: \min_{l \le x \le u} \tfrac12 x^T Q x - q^T x + \tfrac{\text{ridge}}2 \|x\|^2 + \text{l1} \sum_j x_j
+    .. math::
+        \min_{\ell \le x \le u} \; \tfrac12 x^\top Q x - q^\top x + \tfrac{\text{ridge}}2 \|x\|^2 + \text{l1} \sum_j x_j
 
     With Q = A'A and q = A'b this is `lsq_linear`, for those who have only the Gram matrix; with A at hand,
     `lsq_linear` is more accurate.

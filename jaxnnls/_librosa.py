@@ -16,10 +16,11 @@ from jaxnnls._api import nnls
 def in_librosa(**options: Any) -> Iterator[None]:
     """Within this context librosa's functions that invert mel spectrograms use `nnls`.
 
-    These are `librosa.feature.inverse.mel_to_stft`, `mel_to_audio` and `mfcc_to_audio`, and whatever calls
-    `librosa.util.nnls` by this name. They take and return NumPy arrays, so nothing can be differentiated through them:
-    for that, use `nnls` itself. All is computed in float64. librosa is not a dependency and must be installed; the
-    context changes its modules, so it counts for all threads.
+    These are `librosa.feature.inverse.mel_to_stft`, `librosa.feature.inverse.mel_to_audio` and
+    `librosa.feature.inverse.mfcc_to_audio`, and whatever calls `librosa.util.nnls` by this name. They take and return
+    NumPy arrays, so nothing can be differentiated through them: for that, use `nnls` itself. All is computed in
+    float64. librosa is not a dependency and must be installed; the context changes its modules, so it counts for all
+    threads.
 
     Parameters
     ----------

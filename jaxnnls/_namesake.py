@@ -11,7 +11,7 @@ from jaxnnls._api import box_qp
 
 
 def solve_nnls(Q: ArrayLike, q: ArrayLike) -> tuple[Array, Array, Array, Array, Array]:
-    r"""Minimise :math:`\tfrac12 x^T Q x - q^T x` subject to x >= 0, with slacks and multipliers.
+    r"""Minimise :math:`\tfrac12 x^\top Q x - q^\top x` subject to x >= 0, with slacks and multipliers.
 
     For code written for the package of this name on PyPI until 1.0.1; `box_qp` says more and takes bounds.
 
@@ -20,6 +20,7 @@ def solve_nnls(Q: ArrayLike, q: ArrayLike) -> tuple[Array, Array, Array, Array, 
     Q : array_like, shape (n, n)
         Positive semidefinite.
     q : array_like, shape (n,)
+        The linear term.
 
     Returns
     -------
@@ -32,6 +33,7 @@ def solve_nnls(Q: ArrayLike, q: ArrayLike) -> tuple[Array, Array, Array, Array, 
     converged : Array of int, shape ()
         1 or 0.
     iterations : Array of int, shape ()
+        Steps taken.
 
     Raises
     ------
@@ -51,7 +53,7 @@ def solve_nnls(Q: ArrayLike, q: ArrayLike) -> tuple[Array, Array, Array, Array, 
 
 
 def solve_nnls_primal(Q: ArrayLike, q: ArrayLike, target_kappa: ArrayLike = 1e-3) -> Array:
-    r"""Minimise :math:`\tfrac12 x^T Q x - q^T x` subject to x >= 0; the derivative is smoothed.
+    r"""Minimise :math:`\tfrac12 x^\top Q x - q^\top x` subject to x >= 0; the derivative is smoothed.
 
     For code written for the package of this name on PyPI until 1.0.1; it is `box_qp` with smoothing = target_kappa.
 
@@ -60,6 +62,7 @@ def solve_nnls_primal(Q: ArrayLike, q: ArrayLike, target_kappa: ArrayLike = 1e-3
     Q : array_like, shape (n, n)
         Positive semidefinite.
     q : array_like, shape (n,)
+        The linear term.
     target_kappa : float
         The derivative is that of the problem relaxed so far: x_j z_j = target_kappa.
 

@@ -23,7 +23,7 @@ class Status(enum.IntEnum):
 
     @property
     def advice(self) -> str:
-        """One sentence for people."""
+        """What it means and what to do, in a sentence."""
         return _ADVICE[self]
 
 
@@ -44,6 +44,8 @@ _ADVICE = {
 class Solution(NamedTuple):
     """The solutions of a batch of bounded least-squares problems, one a column.
 
+    x, dual and residual_norm carry derivatives. Printing a solution waits for it and says how it went.
+
     Attributes
     ----------
     x : Array, shape (n,) or (..., n, N)
@@ -61,8 +63,6 @@ class Solution(NamedTuple):
         One `Status` per column.
     active_mask : Array of int32, shape of x
         -1 where x equals its lower bound, 1 its upper one, 0 elsewhere, as in SciPy.
-
-    x, dual and residual_norm carry derivatives. Printing a solution waits for it and says how it went:
 
     Examples
     --------
@@ -105,6 +105,7 @@ def raise_if_failed(solution: Solution) -> None:
     Parameters
     ----------
     solution : Solution
+        What `lsq_linear` or `box_qp` returned.
 
     Raises
     ------

@@ -35,8 +35,8 @@ def lsq_linear_blocks(
         One matrix for all blocks.
     blocks : iterable of array_like, shape (m, k)
         Right-hand sides; k may differ.
-    bounds : (lower, upper)
-        For all columns of all blocks: scalars, or one entry per variable, length n.
+    bounds : 2-tuple of array_like
+        Lower and upper ones, for all columns of all blocks: scalars, or one entry per variable, length n.
     width : int, optional
         Blocks of fewer columns are filled up to so many, so that all of them are solved by one compiled program; by
         default as many as the first block has.

@@ -19,7 +19,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 BASH_LINES = [line for language, block in BLOCKS if language == "bash" for line in block.splitlines()]
 FILE_JOBS = [line for line in BASH_LINES if line.startswith("python -m jaxnnls ")]
-INSTALLS = ["pip install . && python -m jaxnnls", "pip install '.[test]' && python -m pytest"]
+INSTALLS = [
+    "pip install . && python -m jaxnnls",
+    "pip install '.[test]' && python -m pytest",
+    "pip install '.[docs]' && python -m tests.docs",
+]
 BENCHMARKS = [line for line in BASH_LINES if "python -m tests.benchmarks" in line]
 
 
