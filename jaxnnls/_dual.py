@@ -18,10 +18,10 @@ Measured and not chosen, mel 128 x 1025, float32: accelerated gradients on the s
 (100 steps reach 1e-4 where this reaches 2e-6 in less time); mu = 0 (stalls on frames with silent bands); mu = 1e-3
 (a tenth faster on a recording, but 23 of 1292 frames of decaying plucked strings stop without a solution, none at
 1e-5); conjugate gradients to 0.3 of the residual (a third more Newton steps, some stop); 40 conjugate-gradient steps
-(2 of 1292 stop); sigma taken out by the method of multipliers (up to twice as slow, 2 % of the frames stop at 4e-6); a sparse A,
-`jax.experimental.sparse.BCOO` with the 2018 entries of a mel basis (products 5 to 8 times as fast, this method 3.1
-times, the whole call of 1292 frames 2.1 times, 382 to 181 ms, at the same accuracy: less than a second form of A and of
-its derivative is worth).
+(2 of 1292 stop); sigma taken out by the method of multipliers (up to twice as slow, 2 % of the frames stop at 4e-6); a
+sparse A, `jax.experimental.sparse.BCOO` with the 2018 entries of a mel basis (products 5 to 8 times as fast, this
+method 3.1 times, the whole call of 1292 frames 2.1 times, 382 to 181 ms, at the same accuracy: less than a second form
+of A and of its derivative is worth).
 """
 
 from typing import NamedTuple
