@@ -154,7 +154,8 @@ def active_set(
             nit,
             jnp.zeros((), jnp.int32),
         )
-        end = while_loop(lambda s: (s.step < n) & ~jnp.all(s.done), step, start)
+        # Enough to free all variables, go the last step and correct it twice.
+        end = while_loop(lambda s: (s.step < n + 3) & ~jnp.all(s.done), step, start)
         # The squared distance of column j from the span of the others in F is T_jj outside of F, and inside 1 / T_jj.
         diagonal = jnp.stack([end.T[j, j] for j in range(n)])
         least = 16 * n * jnp.finfo(x.dtype).eps

@@ -331,3 +331,29 @@ def test_near_and_exact_duplicates():
     np.testing.assert_array_equal(solution.status, Status.CONVERGED)
     np.testing.assert_allclose(solution.x[twins[0]], solution.x[twins[1]], rtol=1e-5)
     assert np.max(solution.x[twins[0]]) > 0.1
+
+
+@pytest.mark.parametrize("n", [1, 6, 16])
+def test_few_free_variables_take_a_step_each(n, dtype):
+    # They did not fit into the steps before a new beginning, and were left to slower methods, which did not always do.
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((3 * n, n)).astype(dtype)
+    B = rng.standard_normal((3 * n, 20)).astype(dtype)
+    solution = jaxnnls.lsq_linear(A, B)
+    np.testing.assert_array_equal(solution.status, Status.CONVERGED)
+    assert np.max(solution.nit) <= n + 3
+    expected = np.linalg.lstsq(A.astype(float), B.astype(float))[0]
+    np.testing.assert_allclose(solution.x, expected, rtol=0, atol=1e4 * np.finfo(dtype).eps * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.1])
+def test_decay_curves_in_float32(noise):
+    # 2 and 7 of 100 were PRECISION: a variable whose column almost depends on those of the free ones could not enter.
+    rng = np.random.default_rng(0)
+    A = np.exp(-np.linspace(10, 480, 48)[:, None] / np.geomspace(10, 2000, 12)).astype(np.float32)
+    x = rng.random((12, 1000)) * (rng.random((12, 1000)) < 0.25)
+    B = (A @ x + noise * rng.standard_normal((48, 1000))).astype(np.float32)
+    solution = jaxnnls.lsq_linear(A, B, (0, np.inf))
+    assert np.mean(solution.success) >= 0.995
+    problem = Problem(A, B, np.zeros((12, 1000)), np.full((12, 1000), np.inf))
+    assert np.max(oracle.optimality(problem, np.asarray(solution.x, float))[0]) <= 5e-6
