@@ -402,6 +402,26 @@ def test_input_that_changes_on_the_way(
     assert not job.output.exists()
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_memory_is_that_of_a_few_blocks(order: Any, tmp_path: Path) -> None:
+    code = (
+        "import resource, sys; from jaxnnls.__main__ import main; assert main() == 0;"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024))"
+    )
+    rng = np.random.default_rng(0)
+    A = rng.random((2000, 4), dtype=np.float32)
+    np.save(tmp_path / "A.npy", A)
+    peaks = []
+    for N in (3_000, 30_000):
+        np.save(tmp_path / "B.npy", np.asarray(A @ rng.random((4, N), dtype=np.float32), order=order))
+        argv = [str(tmp_path / name) for name in ("A.npy", "B.npy")]
+        command = [sys.executable, "-c", code, *argv, "-o", str(tmp_path / "X.npy")]
+        run = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks.append(int(run.stdout.splitlines()[-1]))
+    assert (tmp_path / "B.npy").stat().st_size > 2e8
+    assert peaks[1] - peaks[0] < 2.5e7
+
+
 def test_columns_in_fortran_order(job: Job) -> None:
     np.save(job.files[1], np.asfortranarray(job.B))
     assert main(job.argv) == 0

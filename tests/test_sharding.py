@@ -35,18 +35,16 @@ def found():
 
 @pytest.mark.parametrize("shape", ["12x5", "6x15"])
 def test_shard_map_solves_without_a_collective(shape, found):
-    value, gradient = (found[f"shard_map Explicit {shape} {what}"] for what in ("value", "gradient"))
+    value, gradient = (found[f"shard_map {shape} {what}"] for what in ("value", "gradient"))
     assert value["collectives"] == []
     # The cotangent of the shared A is summed over the devices once, after all blocks.
     assert gradient["collectives"] == [["all-reduce", False]]
     assert value["error"] < 1e-12 and gradient["error"] < 1e-10
 
 
-@pytest.mark.parametrize("shape", ["12x5", "6x15"])
 @pytest.mark.parametrize("axes", ["Auto", "Explicit"])
-def test_jit_of_sharded_columns(axes, shape, found):
-    assert found[f"jit {axes} {shape} value"]["error"] < 1e-12
-    assert found[f"jit {axes} {shape} gradient"]["error"] < 1e-10
+def test_jit_of_sharded_columns(axes, found):
+    assert found[f"jit {axes}"]["error"] < 1e-10
 
 
 def test_solution_is_spread_as_its_columns(found):
