@@ -96,12 +96,17 @@ def by_pool(workload: Workload, budget: float) -> Throughput:
     return Throughput(rate, workload.units / rate, float(judge(part, X).optimality.max()))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run every job with both."""
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, checked."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.files", description=__doc__)
     parser.add_argument("--scale", type=float, default=1.0, metavar="FRACTION", help="of the columns, to try it out")
     parser.add_argument("--budget", type=float, default=20.0, metavar="SECONDS", help="for SciPy; default: 20")
-    options = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run every job with both."""
+    options = arguments(argv)
     about = machine()
     print(f"{about['cpu']}, {cores()} processors; JAX {about['jax']}; float32\n")
     header = ["job", "columns", "`python -m jaxnnls`", "columns/s", "worst optimality", "MiB resident"]

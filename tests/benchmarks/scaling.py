@@ -99,12 +99,17 @@ def draw(path: str, results: dict[str, list[Point]]) -> None:
     figure.savefig(path)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure every sweep, printing a table of each."""
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, checked."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.scaling", description=__doc__)
     parser.add_argument("--repeat", type=int, default=5, metavar="R", help="calls after the first; default: 5")
     parser.add_argument("--plot", metavar="FILE.png", help="write a picture")
-    options = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure every sweep, printing a table of each."""
+    options = arguments(argv)
     about = machine()
     print(f"{about['cpu']}, {about['cpu_count']} CPUs; JAX {about['jax']} on {about['device']}; float32, A (4 n, n)\n")
     results = {}
