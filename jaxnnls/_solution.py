@@ -68,7 +68,7 @@ class Solution(NamedTuple):
     --------
     >>> import jaxnnls, numpy as np
     >>> jaxnnls.lsq_linear(np.eye(2), np.array([[1.0, np.nan], [2.0, 3.0]]))
-    Solution: x (2, 2) float32, 1 of 2 columns converged, worst optimality 0.0e+00, at most 8 steps
+    Solution: x (2, 2) float32, 1 of 2 columns converged, worst optimality 0.0e+00, at most 2 steps
     NONFINITE (1 column, first 1): NaN or inf in the data of this column or in A: look for what made it upstream.
     """
 
