@@ -124,11 +124,14 @@ def active_set(
 
             g = gradient(part, x)
             room = attainable(x, tol)
-            # What is inside its bounds has to be free; what is on one may be freed if its multiplier is wrong.
-            wrong = jnp.where(x <= lower, -g, jnp.where(x >= upper, g, jnp.inf))
+            before, stale = stale, jnp.max(jnp.abs(free * g), axis=0)
+            # What is inside its bounds has to be free, unless its gradient is no more than what is left of those in F:
+            # a duplicate of one of them would go as far as the bounds allow. What is on one may be freed if its
+            # multiplier is wrong.
+            inside = jnp.where(jnp.abs(g) > jnp.maximum(room, stale), jnp.inf, 0)
+            wrong = jnp.where(x <= lower, -g, jnp.where(x >= upper, g, inside))
             wrong = jnp.where((free > 0) | (lower == upper), 0, wrong)
             worst = jnp.max(wrong, axis=0)
-            before, stale = stale, jnp.max(jnp.abs(free * g), axis=0)
             # Beyond tol, down to rounding, as long as that is quick.
             fine = (stale <= attainable(x, 0)) | ((stale <= room) & (stale > 0.5 * before))
             done |= (settled & (worst <= room) & fine) | (nit >= most)

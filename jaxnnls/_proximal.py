@@ -165,7 +165,7 @@ class State(NamedTuple):
     sigma: Array  # (k,)
     nit: Array  # (k,)
     stage: Array  # (k,), MINIMISE, SHORTEN or DONE
-    shortest: Array  # (k,), bool: whether x is known to be of least norm among the minimisers
+    least: Array  # (k,), half the squared norm that no minimiser is below; infinite before a projection
 
 
 def rescue(
@@ -212,11 +212,14 @@ def rescue(
 
     def subproblem(state: State, lower: Array, upper: Array) -> Subproblem:
         x, g, shorten = state.x, state.g, state.stage == SHORTEN
+        # After a projection the way back to optimality is short in the units of the norm. In those of the columns, a
+        # small one could go far.
+        W = jnp.where(shorten | (jnp.isfinite(state.least) & (state.since < PATIENCE / 2)), unit**2, 1)
         # All minimisers share R x, and a variable with a multiplier stays where it is.
         held = shorten & (jnp.abs(g) > jnp.maximum(32 * rounding(x), 4 * state.optimality))
         return Subproblem(
-            a=jnp.where(shorten, 0, x - g / (state.sigma + ridge)),
-            W=jnp.where(shorten, unit**2, state.sigma / (state.sigma + ridge)),
+            a=jnp.where(shorten, 0, x - W * g / (state.sigma + ridge)),
+            W=jnp.where(shorten, W, W * state.sigma / (state.sigma + ridge)),
             lower=jnp.where(held, x, lower),
             upper=jnp.where(held, x, upper),
             target=einsum("ij,jk->ik", R, x),
@@ -238,31 +241,34 @@ def rescue(
         norm, new_norm = (jnp.sum((v / unit) ** 2, axis=0) / 2 for v in (x, y))
         short = ~minimise & (misfit <= jnp.minimum(1e4 * tol, root_eps))
         short &= is_least(new_norm, bound)
-        # Where rounding keeps the projection away, x itself may be shown to be of least norm.
-        shortest = state.shortest | short | (~minimise & is_least(norm, bound))
         take = better | short
+        # Where rounding keeps the projection away, x itself may be shown to be of least norm.
+        least = jnp.where(minimise, state.least, bound)
+        shortest = ~singular | is_least(jnp.where(take, new_norm, norm), least)
         x, g = jnp.where(take, y, x), jnp.where(take, g_new, g)
         progress = better & (optimality < 0.5 * state.previous) | short
         since = jnp.where(progress, 0, state.since + minimise)
         previous = jnp.where(progress, optimality, state.previous)
         optimality = jnp.where(take, optimality, state.optimality)
         sigma = jnp.where(better, state.sigma / CAUTION, state.sigma * jnp.where(minimise, CAUTION, 1))
-        sigma = jnp.where(short, sigma_step, jnp.maximum(sigma, sigma_step))
+        sigma = jnp.where(short, damping, jnp.maximum(sigma, sigma_step))
         nit = state.nit + count
 
         # What is to be projected afterwards is first solved as well as rounding allows.
         optimal = optimality <= attainable(x, tol)
-        enough = jnp.where(shortest, optimal, optimality <= rounding(x)) | (since >= PATIENCE)
-        stage = jnp.where(enough, jnp.where(optimal & ~shortest, SHORTEN, DONE), MINIMISE)
+        # A projection may leave a misfit that is barely optimal, and by A itself, which rounds otherwise, is not.
+        enough = optimality <= jnp.where(shortest, attainable(x, tol / 2), rounding(x))
+        enough |= since >= PATIENCE
+        stage = jnp.where(enough, jnp.where(optimal & ~shortest & (least == jnp.inf), SHORTEN, DONE), MINIMISE)
         stage = jnp.where((~minimise & ~short) | (nit >= max_steps), DONE, stage)
-        return State(x, g, optimality, previous, since, sigma, nit, stage, shortest), stage < DONE
+        return State(x, g, optimality, previous, since, sigma, nit, stage, least), stage < DONE
 
     g, optimality = measure(problem, x)
     zero = jnp.zeros_like(max_steps)
     optimal = optimality <= jnp.where(singular, rounding(x), attainable(x, tol))
     stage = jnp.where(optimal, jnp.where(singular, SHORTEN, DONE), MINIMISE)
     sigma = jnp.broadcast_to(sigma_step, optimality.shape)
-    start = State(x, g, optimality, optimality, zero, sigma, zero, stage, jnp.broadcast_to(~singular, active.shape))
+    start = State(x, g, optimality, optimality, zero, sigma, zero, stage, jnp.full_like(optimality, jnp.inf))
     size = max(1, min(GROUP, GROUP_ELEMENTS // max(R.shape[0] ** 2, 1)))
     end = work_off(step, (columns_of(problem), max_steps), start, active & (stage < DONE), size)
-    return end.x, end.shortest, end.nit
+    return end.x, ~singular | is_least(jnp.sum((end.x / unit) ** 2, axis=0) / 2, end.least), end.nit

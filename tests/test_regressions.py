@@ -357,3 +357,34 @@ def test_decay_curves_in_float32(noise):
     assert np.mean(solution.success) >= 0.995
     problem = Problem(A, B, np.zeros((12, 1000)), np.full((12, 1000), np.inf))
     assert np.max(oracle.optimality(problem, np.asarray(solution.x, float))[0]) <= 5e-6
+
+
+def test_twins_stay_together(x64):
+    # Found by `python -m tests.fuzz`: free them both, and rounding sends them apart as far as the bounds allow.
+    A = np.random.default_rng(0).normal(size=(9, 4))[:, [0, 1, 2, 0, 3, 2, 1]]
+    B = np.random.default_rng(1).normal(size=(9, 20))
+    solution = jaxnnls.lsq_linear(A, B, (-1e10, 1e10))
+    np.testing.assert_array_equal(solution.status, Status.CONVERGED)
+    np.testing.assert_allclose(solution.x, np.linalg.pinv(A) @ B, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "m", "n", "N", "seed", "column"),
+    [
+        # A large column that is at its bound, and one of 5e-5 that is not.
+        ("f8", 1, 6, 40, 500000716, 17),
+        ("f8", 3, 8, 5, 1100001382, 0),
+        # Optimal by R to 0.9 tol, but not by A.
+        ("f4", 36, 15, 27, 500001851, 0),
+        # The bounds are 1e-19 of what matters, and the squares of x would be 0.
+        ("f4", 12, 2, 10, 2100002891, 0),
+    ],
+)
+def test_found_by_fuzz(dtype, m, n, N, seed, column):
+    dtype = np.dtype(dtype)
+    problem = cases.build(cases.draw(np.random.default_rng(seed), n, N), m, dtype)
+    arguments, options = problem.astype(dtype)
+    with jax.enable_x64(dtype == "f8"):
+        solution = jax.tree.map(np.asarray, jaxnnls.lsq_linear(*arguments, **options))
+    assert solution.status[column] == Status.CONVERGED
+    assert cases.violations(problem, solution, dtype) == []
