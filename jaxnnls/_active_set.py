@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxnnls._blocks import while_loop, work_off
+from jaxnnls._loops import while_loop
 from jaxnnls._objective import (
     Columns,
     Problem,
@@ -35,6 +35,7 @@ from jaxnnls._objective import (
     gradient,
     with_columns,
 )
+from jaxnnls._queue import work_off
 
 FEW = 16  # variables
 VISITS = 4

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxnnls._blocks import alike
 from jaxnnls._derivative import solve
 from jaxnnls._evaluate import dual_and_residual_norm
+from jaxnnls._loops import alike
 from jaxnnls._problem import DEFAULT_BLOCK_BYTES, Arguments, assemble, check, columns_back, result_dtype
 from jaxnnls._sharding import leave_to_xla
 from jaxnnls._solution import Solution

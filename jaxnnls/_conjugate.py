@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxnnls._blocks import while_loop
+from jaxnnls._loops import while_loop
 
 
 class State(NamedTuple):

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxnnls import _solver
-from jaxnnls._blocks import after, anywhere, block_size, broadcasting, map_columns
+from jaxnnls._blocks import block_size, broadcasting, map_columns
+from jaxnnls._loops import after, anywhere
 from jaxnnls._matrix import regularised_inverse
 from jaxnnls._objective import Problem, einsum
 from jaxnnls._scaling import matrix_scales, relative, scale_matrix

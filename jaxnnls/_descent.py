@@ -23,8 +23,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxnnls._blocks import fori_loop, work_off
 from jaxnnls._conjugate import conjugate_gradients
+from jaxnnls._loops import fori_loop
 from jaxnnls._objective import (
     Columns,
     Problem,
@@ -35,6 +35,7 @@ from jaxnnls._objective import (
     natural_residual,
     with_columns,
 )
+from jaxnnls._queue import work_off
 
 FIRST_SWEEPS = 20
 SWEEPS = 4

@@ -29,10 +29,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxnnls._blocks import work_off
 from jaxnnls._conjugate import conjugate_gradients
 from jaxnnls._linesearch import step_length
 from jaxnnls._objective import einsum, is_least
+from jaxnnls._queue import work_off
 
 CG_STEPS = 80
 CG_REDUCTION = 0.1

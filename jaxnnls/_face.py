@@ -15,10 +15,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxnnls._blocks import work_off
 from jaxnnls._conjugate import conjugate_gradients
 from jaxnnls._objective import Problem, einsum
 from jaxnnls._pseudoinverse import pseudoinverse
+from jaxnnls._queue import work_off
 
 CG_REDUCTION = 8  # eps
 GROUP_ELEMENTS = 2**18  # of the matrices that are factorised at a time, where conjugate gradients fail

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.scipy.linalg import cho_solve
 
-from jaxnnls._blocks import anywhere, work_off
+from jaxnnls._loops import anywhere
 from jaxnnls._objective import (
     Columns,
     Problem,
@@ -33,6 +33,7 @@ from jaxnnls._objective import (
     natural_residual,
     with_columns,
 )
+from jaxnnls._queue import work_off
 
 STEPS = 60
 BACK = 0.995  # how much of the way to the boundary a step takes

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxnnls._blocks import while_loop
+from jaxnnls._loops import while_loop
 
 FLAT = 0.1  # how much of the slope at 0 may be left
 MAX_EVALUATIONS = 16

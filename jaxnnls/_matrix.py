@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxnnls import _rank as rank
-from jaxnnls._blocks import after, while_loop
+from jaxnnls._loops import after, while_loop
 from jaxnnls._objective import Problem, einsum
 from jaxnnls._scaling import Scales, matrix_scales, relative, scale_matrix
 

@@ -29,8 +29,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.linalg import cho_factor, cho_solve
 
-from jaxnnls._blocks import while_loop, work_off
 from jaxnnls._linesearch import step_length
+from jaxnnls._loops import while_loop
 from jaxnnls._objective import (
     Columns,
     Problem,
@@ -42,6 +42,7 @@ from jaxnnls._objective import (
     natural_residual,
     with_columns,
 )
+from jaxnnls._queue import work_off
 
 NEWTON_STEPS = 50
 INACTIVE_WEIGHT = 1e-2

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxnnls._blocks import while_loop
+from jaxnnls._loops import while_loop
 from jaxnnls._objective import einsum
 
 

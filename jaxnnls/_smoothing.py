@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxnnls._blocks import after, block_size, broadcasting, fill_columns, map_columns
+from jaxnnls._blocks import block_size, broadcasting, fill_columns, map_columns
 from jaxnnls._face import hessian
 from jaxnnls._interior import factor_masked, relax, solve_factored
+from jaxnnls._loops import after
 from jaxnnls._objective import Problem
 from jaxnnls._scaling import column_size, matrix_scales, scale_columns, scale_matrix
 from jaxnnls._tangent import Known, Setting, face_tangent, gradient_tangent

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxnnls import _rank as rank
-from jaxnnls._blocks import work_off
 from jaxnnls._matrix import Matrix
 from jaxnnls._objective import Problem, attainable
+from jaxnnls._queue import work_off
 
 GROUP_ELEMENTS = 2**15  # of the matrices that are factorised at a time
 

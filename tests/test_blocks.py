@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import jaxnnls
-from jaxnnls._blocks import block_size, fill_columns, map_columns, work_off
+from jaxnnls._blocks import block_size, fill_columns, map_columns
+from jaxnnls._queue import work_off
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,79 @@
+"""Loops and conditions that also run under `jax.shard_map` and `jax.vmap`, where those of JAX itself ask for more."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+T = TypeVar("T")
+
+
+def varying_axes(leaf: Array) -> frozenset[str]:
+    """The axes of a mesh over which a value differs between devices, inside of `jax.shard_map`."""
+    kind = jax.typeof(leaf)
+    axes: frozenset[str] = kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma
+    return axes  # the name until JAX 0.10.1 is vma
+
+
+def alike(tree: T) -> T:
+    """The tree with all leaves varying over the same axes of a mesh; outside of `jax.shard_map`, the tree.
+
+    `shard_map` tells values that differ between devices from those that do not, and what enters a loop has to be what
+    leaves it: a count of steps that starts at 0 everywhere and ends with each device's own number varies from the
+    start.
+    """
+    axes = frozenset().union(*(varying_axes(leaf) for leaf in jax.tree.leaves(tree)))
+
+    def cast(leaf: Array) -> Array:
+        missing = tuple(axes - varying_axes(leaf))
+        return lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(cast, tree) if axes else tree
+
+
+def varying_with(tree: T, other: Any) -> T:
+    """The tree with all leaves varying as those of another tree do."""
+    return alike((tree, [leaf.ravel()[:0] for leaf in jax.tree.leaves(other)]))[0]
+
+
+def while_loop(going: Callable[[T], Array], step: Callable[[T], T], start: T) -> T:
+    """`lax.while_loop` that also runs under `jax.shard_map`."""
+    return lax.while_loop(going, lambda state: alike(step(state)), alike(start))
+
+
+def fori_loop(count: int | Array, step: Callable[[Array, T], T], start: T) -> T:
+    """`lax.fori_loop` from 0 that also runs under `jax.shard_map`.
+
+    Its counter is unsigned: before a signed index is used, XLA asks whether it counts from the end.
+    """
+    count = jnp.asarray(count, jnp.uint32)
+    return lax.fori_loop(jnp.zeros_like(count), count, lambda i, state: alike(step(i, state)), alike(start))
+
+
+@jax.custom_batching.custom_vmap
+def anywhere(flag: Array) -> Array:
+    """A flag, () bool; under vmap, whether it is raised in any lane.
+
+    A cond on it stays a cond under vmap. One whose predicate is batched becomes a selection, with a stop_gradient on
+    its operands that cannot be transposed where they are tangents.
+    """
+    return flag
+
+
+@anywhere.def_vmap
+def _anywhere_in_batch(axis_size: int, in_batched: list[bool], flag: Array) -> tuple[Array, bool]:
+    return anywhere(jnp.any(flag)), False
+
+
+def after(value: Array, other: Array) -> Array:
+    """The value, made to wait for something else.
+
+    jaxlib spreads a batched factorisation over a pool of threads and waits for them within one of those threads; two
+    that run at the same time wait for each other for ever (0.10.2, two cores, a batch of three Cholesky and of three
+    QR factorisations of 300 x 300). So under vmap none may start before the one before it is done, and XLA respects
+    dependencies between data only, no `optimization_barrier`.
+    """
+    always = jnp.all(jnp.isfinite(jnp.nan_to_num(lax.stop_gradient(other))))
+    return jnp.where(always, value, jnp.nan)
