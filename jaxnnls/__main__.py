@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = solve_files(Request(**vars(_parser().parse_args(_join_negative(argv)))))
     except (InputError, OSError, KeyboardInterrupt) as error:
         stopped = isinstance(error, KeyboardInterrupt)
-        what = "interrupted." if stopped else f"error: {error}"
+        what = "interrupted." if stopped else f"error: {str(error).rstrip('.')}."
         print("jaxnnls:", " ".join(" ".join([what, *getattr(error, "__notes__", [])]).split()), file=sys.stderr)
         return 130 if stopped else 2
     _print_report(report, time.perf_counter() - start)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import jaxnnls
-from jaxnnls._solution import Solution, count_statuses
+from jaxnnls._solution import Solution, tally
 
 SAMPLE_RATE = 22050
 FFT_SIZE = 2048
@@ -164,7 +164,7 @@ def run() -> int:
 
     converged = bool(np.all(solution.success))
     gradient_holds = gradient.deviation <= GRADIENT_LIMIT  # false for NaN
-    counts = ", ".join(f"{count} {name}" for name, count in count_statuses(solution.status).items())
+    counts = ", ".join(f"{count} {status.name}" for status, (count, _) in tally(np.asarray(solution.status)).items())
     residual = np.linalg.norm(solution.residual_norm) / np.linalg.norm(B)
     convergence = np.linalg.norm(S - solution.x) / np.linalg.norm(S)
     rows = {

@@ -5,6 +5,7 @@ before the journal has it, so what the journal has is done, however the process 
 """
 
 import contextlib
+import itertools
 import os
 import sys
 import time
@@ -86,37 +87,51 @@ def solve_files(request: Request) -> Report:
 
     What is raised after a block was finished carries a note that says how many columns are kept.
     """
+    request = request._replace(output=Path(os.path.realpath(request.output)))  # a link stays a link
     matrix, columns = read_array(request.matrix), read_header(request.columns)
     dtype = np.result_type(matrix.dtype, columns.dtype)
     dtype = dtype if dtype.kind == "f" else np.dtype(np.float64)
+    part, log = (request.output.with_name(f"{request.output.name}.{end}") for end in ("part", "journal"))
     with precision(dtype):
         _check(request, matrix, columns, dtype)
-    n, total = matrix.shape[1], columns.columns
+    for path, name in itertools.product((request.matrix, request.columns), (request.output, part, log)):
+        if name.exists() and name.samefile(path):
+            raise InputError(f"cannot write {request.output}: {path}, which is read, would be lost.")
+    total = columns.columns
     width = max(1, min(total, COLUMN_BYTES // (max(1, sum(matrix.shape)) * dtype.itemsize)))
-
-    part = request.output.with_name(f"{request.output.name}.part")
-    journal = Journal(request.output.with_name(f"{request.output.name}.journal"))
+    shape = (matrix.shape[1], *columns.shape[1:])
     job = _describe(request, dtype, width)
-    report = journal.resume(job) if request.resume and part.exists() else None
-    if report is None:
-        header = create(part, (n, *columns.shape[1:]), dtype)
-        report = journal.begin(job)
-    else:
-        header = read_header(part)
-    try:
-        report = _solve_columns(request, matrix, columns, header, journal, report, width)
-        if _describe(request, dtype, width) != job:
-            raise InputError(f"{request.matrix} or {request.columns} has changed while it was solved.")
-    except BaseException as error:
-        report = journal.resume(job) or Report()
-        if report.columns:
-            error.add_note(f"{report.columns} of {total} columns are kept: --resume goes on from there.")
-        else:
-            part.unlink(missing_ok=True)
-            journal.remove()
-        raise
-    os.replace(part, request.output)
-    journal.remove()
+
+    def changed() -> bool:
+        try:
+            return _describe(request, dtype, width) != job
+        except OSError:
+            return True
+
+    with contextlib.closing(Journal(log)) as journal:
+        report = journal.resume(job) if request.resume and part.exists() else None
+        if report is not None:
+            target = read_header(part)
+            if (target.shape, target.dtype, target.transposed) != (shape, dtype, False) or report.columns > total:
+                raise InputError(f"cannot resume: {part} is damaged; without --resume all columns are solved again.")
+        try:
+            if report is None:
+                journal.clear()  # first: it must not say that something is done in a part that is new
+                target = create(part, shape, dtype)
+                report = journal.begin(job)
+            report = _solve_columns(request, matrix, columns, target, journal, report, width)
+            if changed():
+                raise InputError(f"{request.matrix} or {request.columns} has changed while it was solved.")
+        except BaseException as error:
+            kept = journal.resume(job) or Report()
+            if kept.columns and not changed():
+                error.add_note(f"{kept.columns} of {total} columns are kept: --resume goes on from there.")
+            else:
+                part.unlink(missing_ok=True)
+                journal.remove()
+            raise
+        os.replace(part, request.output)
+        journal.remove()
     return report
 
 
@@ -159,8 +174,8 @@ def _describe(request: Request, dtype: np.dtype[Any], width: int) -> dict[str, A
 
     options = {f"--{name}": getattr(request, name) for name in ("lower", "upper", "ridge", "l1", "tol")}
     return {
-        str(request.matrix): stamp(request.matrix),
-        str(request.columns): stamp(request.columns),
+        "the file of A": stamp(request.matrix),
+        "the file of B": stamp(request.columns),
         **options,
         "the dtype": str(dtype),
         "the width of blocks": width,
@@ -176,12 +191,14 @@ def _check(request: Request, matrix: NDArray[Any], columns: Header, dtype: np.dt
         raise InputError(f"expected one or two axes in {request.columns}, got shape {columns.shape}.")
     if not request.output.parent.is_dir():
         raise InputError(f"cannot write {request.output}: there is no folder {request.output.parent}.")
-    if request.output.is_dir():
-        raise InputError(f"cannot write {request.output}: it is a folder.")
+    if request.output.exists() and not request.output.is_file():
+        what = "folder" if request.output.is_dir() else "device"
+        raise InputError(f"cannot write {request.output}: it is a {what}.")
     # Stand-ins without data: the library's own checks look at shapes, dtypes and the numbers.
     A, B = (np.broadcast_to(np.zeros((), dtype), array.shape) for array in (matrix, columns))
-    _, _, _, lower, upper, ridge, l1, tol, _ = request
+    given = request
+    arguments = Arguments(A, B, given.lower, given.upper, None, given.ridge, given.l1, given.tol, None, None)
     try:
-        check(Arguments(A, B, lower, upper, None, ridge, l1, tol, None, None), False, DEFAULT_BLOCK_BYTES)
+        check(arguments, False, DEFAULT_BLOCK_BYTES)
     except ValueError as error:
         raise InputError(str(error)) from error

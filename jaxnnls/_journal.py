@@ -10,6 +10,13 @@ from numpy.typing import NDArray
 from jaxnnls._npy import InputError
 from jaxnnls._solution import Outcome, Solution, Status, tally
 
+try:
+    import fcntl
+except ImportError:  # no locks on Windows
+    fcntl = None  # type: ignore[assignment]
+
+_AGAIN = "without --resume all columns are solved again."
+
 
 class Report(NamedTuple):
     """How the columns up to `columns` went."""
@@ -36,40 +43,72 @@ class Report(NamedTuple):
 
 
 class Journal:
-    """A file of JSON lines. A line that a killed process has not finished does not count."""
+    """A file of JSON lines, which one job at a time may have open.
+
+    A line that a killed process has not finished does not count.
+    """
 
     def __init__(self, path: Path) -> None:
+        """Open it, empty if it is new, or raise `InputError` if another job has it open."""
         self.path = path
+        self.file = path.open("a+b", buffering=0)
+        try:
+            if fcntl is not None:
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.file.close()
+            raise InputError(f"another job is writing {path.with_suffix('')}.") from error
+
+    def clear(self) -> None:
+        """Nothing is done."""
+        self.file.truncate(0)
 
     def begin(self, job: dict[str, Any]) -> Report:
-        """Start over, with nothing done."""
-        self.path.write_text(json.dumps(job) + "\n")
+        """Start over: the part is there, and nothing in it is done."""
+        self.clear()
+        self._write(job)
         return Report()
 
     def append(self, report: Report) -> None:
         """All columns up to those of the report are written."""
-        with self.path.open("a") as file:
-            file.write(json.dumps([report.columns, list(report.outcomes.items()), report.worst]) + "\n")
+        self._write([report.columns, list(report.outcomes.items()), report.worst])
+
+    def _write(self, entry: Any) -> None:
+        self.file.write((json.dumps(entry) + "\n").encode())
 
     def resume(self, job: dict[str, Any]) -> Report | None:
-        """The last report of this job; None if there is no journal, `InputError` if it is of another job."""
+        """The last report of this job; None if there is none, `InputError` if it is of another job or damaged."""
+        self.file.seek(0)
+        text = self.file.read()
+        end = text.rfind(b"\n") + 1
+        self.file.truncate(end)  # what follows is not finished
+        if not end:
+            return None
+        lines = text[:end].splitlines()
         try:
-            text = self.path.read_text()
-        except FileNotFoundError:
-            return None
-        lines = text[: text.rfind("\n") + 1].splitlines()
-        if not lines:
-            return None
-        begun = json.loads(lines[0])
-        for name, value in json.loads(json.dumps(job)).items():
-            if begun.get(name) != value:
-                was = "has changed" if isinstance(value, dict) else f"is {value} now and was {begun.get(name)}"
-                raise InputError(f"cannot resume: {name} {was}; without --resume all columns are solved again.")
-        if len(lines) == 1:
-            return Report()
-        columns, outcomes, worst = json.loads(lines[-1])
-        return Report(columns, {Status(s): Outcome(count, tuple(first)) for s, (count, first) in outcomes}, worst)
+            begun, last = json.loads(lines[0]), json.loads(lines[-1])
+            changed = [name for name, value in json.loads(json.dumps(job)).items() if begun[name] != value]
+            report = Report() if len(lines) == 1 else _report(last)
+        except (ValueError, LookupError, TypeError) as error:
+            raise InputError(f"cannot resume: {self.path} is damaged; {_AGAIN}") from error
+        for name in changed:
+            was = "has changed" if isinstance(job[name], dict) else f"is {job[name]} now and was {begun[name]}"
+            raise InputError(f"cannot resume: {name} {was}; {_AGAIN}")
+        return report
+
+    def close(self) -> None:
+        """Leave it to a later job."""
+        self.file.close()
 
     def remove(self) -> None:
-        """The job is done."""
+        """Nothing is left to go on with."""
+        self.close()
         self.path.unlink(missing_ok=True)
+
+
+def _report(entry: Any) -> Report:
+    columns, outcomes, worst = entry
+    known = {Status(s): Outcome(count, tuple(first)) for s, (count, first) in outcomes}
+    if columns != sum(outcome.columns for outcome in known.values()):
+        raise ValueError(f"{columns} columns, but {known}")
+    return Report(columns, known, worst)

@@ -81,7 +81,9 @@ def column_reader(header: Header) -> Iterator[Callable[[int, int], NDArray[Any]]
                     fill(block, start * m)
                 return block.T
             block = np.empty((m, stop - start), header.dtype)
-            if block.size:
+            if block.size and stop - start == N:
+                fill(block, 0)
+            elif block.size:
                 for i, row in enumerate(block):
                     fill(row, i * N + start)
             return block
@@ -110,7 +112,8 @@ def column_writer(header: Header) -> Iterator[Callable[[int, NDArray[Any]], None
     with header.path.open("r+b", buffering=0) as file:
 
         def write(start: int, X: NDArray[Any]) -> None:
-            for i, row in enumerate(np.ascontiguousarray(X, header.dtype)):
+            rows = np.ascontiguousarray(X, header.dtype)
+            for i, row in enumerate(rows if X.shape[1] < N else rows.reshape(1, -1)):
                 file.seek(header.offset + (i * N + start) * size)
                 view = memoryview(row.view(np.uint8))
                 while view:

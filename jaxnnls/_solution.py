@@ -155,12 +155,6 @@ def failures(outcomes: Mapping[Status, Outcome]) -> list[str]:
     return lines
 
 
-def count_statuses(status: Array) -> dict[str, int]:
-    """How many columns ended in which way, by name, without the ways that did not occur."""
-    values, counts = np.unique(np.asarray(status), return_counts=True)
-    return {Status(v).name: int(c) for v, c in zip(values, counts)}
-
-
 def choose_status(converged: Array, out_of_steps: Array, finite: Array, feasible: Array, bounded: Array) -> Array:
     """The status of each column from what is known of it, the most telling first. Shapes (N,)."""
     status = jnp.where(out_of_steps, Status.MAX_STEPS, Status.PRECISION)

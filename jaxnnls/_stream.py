@@ -27,7 +27,7 @@ def lsq_linear_blocks(
     """`lsq_linear` for more columns than fit into memory: an iterator of blocks in, an iterator of solutions out.
 
     While a block is solved, the caller works on the solution before it, and the next block is fetched. At most two
-    blocks and two solutions are held. Not differentiable.
+    blocks and two solutions are held, besides what the caller keeps. Not differentiable.
 
     Parameters
     ----------
@@ -51,7 +51,8 @@ def lsq_linear_blocks(
     Raises
     ------
     ValueError, TypeError
-        As for `lsq_linear`, when the block is reached; also for a block without two axes.
+        As for `lsq_linear`, when the block is reached; also for a block without two axes, and for bounds with two.
+        What is raised, also by `blocks`, comes after the solutions of all blocks before.
 
     Examples
     --------
@@ -62,14 +63,19 @@ def lsq_linear_blocks(
     [(2, 4), (2, 3)]
     """
     A = jnp.asarray(A)
+    for bound in bounds:
+        if np.ndim(bound) > 1:
+            raise ValueError(f"Expected bounds that all columns share, got shape {np.shape(bound)}; see lsq_linear.")
+    if width is not None and width < 1:
+        raise ValueError(f"Expected width >= 1, got {width}.")
 
     def start(block: ArrayLike) -> tuple[Solution, int]:
         nonlocal width
         B = np.asarray(block)
         if B.ndim != 2:
-            raise ValueError(f"expected blocks of shape (m, k), got {B.shape}.")
+            raise ValueError(f"Expected blocks of shape (m, k), got {B.shape}.")
         k = B.shape[1]
-        width = k if width is None else width
+        width = width or k
         if 0 < k < width:
             B = np.pad(B, ((0, 0), (0, width - k)), mode="edge")
         solution = lsq_linear(A, B, bounds, ridge=ridge, l1=l1, tol=tol, max_steps=max_steps, block_bytes=block_bytes)
@@ -78,12 +84,22 @@ def lsq_linear_blocks(
     def finish(solution: Solution, k: int) -> Solution:
         return jax.tree.map(lambda a: np.asarray(a)[..., :k], solution)
 
-    running = None
-    for block in blocks:
-        # One after another: JAX would run two solves side by side, for the same processors.
-        done = None if running is None else finish(*running)
-        running = start(block)
+    running, failure, fetch = None, None, iter(blocks)
+    while failure is None:
+        done = None
+        try:
+            block = next(fetch)
+            # One after another: JAX would run two solves side by side, for the same processors.
+            if running is not None:
+                done, running = finish(*running), None
+            running = start(block)
+        except StopIteration:
+            break
+        except BaseException as error:  # not before what is done has been delivered
+            failure = error
         if done is not None:
             yield done
     if running is not None:
         yield finish(*running)
+    if failure is not None:
+        raise failure

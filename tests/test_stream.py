@@ -35,7 +35,24 @@ def test_next_block_is_fetched_while_one_is_solved():
     assert events == ["read 0", "read 1", "write 0", "read 2", "write 1", "write 2"]
 
 
+def test_what_fails_comes_after_what_is_done():
+    def blocks():
+        yield np.ones((2, 1))
+        yield np.full((2, 1), 2.0)
+        raise OSError("gone")
+
+    for broken in (blocks(), [np.ones((2, 1)), np.full((2, 1), 2.0), np.ones(3)]):
+        solutions, seen = jaxnnls.lsq_linear_blocks(np.eye(2), broken), []
+        with pytest.raises((OSError, ValueError), match=r"gone|blocks of shape"):
+            seen.extend(round(float(solution.x[0, 0]), 5) for solution in solutions)
+        assert seen == [1, 2]
+
+
 def test_shapes_are_checked():
+    with pytest.raises(ValueError, match="all columns share"):
+        list(jaxnnls.lsq_linear_blocks(np.eye(2), [np.ones((2, 3))], (0, np.ones((2, 3)))))
+    with pytest.raises(ValueError, match="width >= 1"):
+        list(jaxnnls.lsq_linear_blocks(np.eye(2), [np.ones((2, 3))], width=0))
     with pytest.raises(ValueError, match="blocks of shape"):
         list(jaxnnls.lsq_linear_blocks(np.eye(2), [np.ones(2)]))
     with pytest.raises(ValueError, match=r"to go with A of shape \(2, 2\)"):
