@@ -61,8 +61,9 @@ def nnls(
     -------
     X : Array, shape (n,) or (..., n, N)
         In the promoted floating dtype of A and B; half precision is computed in float32. Differentiable in A, B,
-        ridge and l1, in forward and reverse mode and to any order. Columns with NaN or inf in their data are NaN; use
-        `lsq_linear` for the status of each column.
+        ridge and l1, in forward and reverse mode and to any order. In the body of a `jax.lax.scan` or `jax.lax.map`,
+        second derivatives in reverse mode need `jax.checkpoint` around the body, and are not finite without. Columns
+        with NaN or inf in their data are NaN; use `lsq_linear` for the status of each column.
 
     Raises
     ------

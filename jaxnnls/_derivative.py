@@ -36,14 +36,28 @@ def differentiable(problem: Problem, smoothing: Array | None, x: Array, plain: A
     return x
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
+def differentiable_again(problem: Problem, smoothing: Array | None, x: Array, plain: Array, block_bytes: int) -> Array:
+    """As `differentiable`, for what has been differentiated once; without the rule, its derivative is NaN.
+
+    In reverse mode JAX keeps of the body of a `lax.scan` or `lax.map` what the backward pass needs, and there the rules
+    of custom_jvp are gone. Differentiating that, x would pass for a constant, and second derivatives be wrong without
+    a word. With `jax.checkpoint` around the body the rules stay.
+    """
+    leaves = [jnp.where(jnp.isfinite(leaf), leaf, 0) for leaf in jax.tree.leaves(problem)]
+    zero = sum(jnp.sum(leaf - lax.stop_gradient(leaf)) for leaf in leaves)
+    return x + jnp.sqrt(zero)
+
+
+@differentiable_again.defjvp
 @differentiable.defjvp
-def _differentiable_jvp(
+def _rule(
     block_bytes: int,
     primals: tuple[Problem, Array | None, Array, Array],
     tangents: tuple[Problem, Array | None, Array, Array],
 ) -> tuple[Array, Array]:
     problem, smoothing, x, plain = primals
-    x = differentiable(problem, smoothing, x, plain, block_bytes)
+    x = differentiable_again(problem, smoothing, x, plain, block_bytes)
     if smoothing is None:
         return x, tangent(problem, x, plain, tangents[0], block_bytes)
     return x, smooth_tangent(problem, x, smoothing, tangents[0], block_bytes)

@@ -145,3 +145,17 @@ def test_memory_of_the_gradient(shape, x64):
     # would be 8 min(m, n)^2 = 4,608 or 8 m n = 18,432 bytes each, against 960 for its part of B and x.
     assert large - small < 6 * columns
     assert small < 8 * 2**20
+
+
+def test_second_derivative_in_the_body_of_a_loop(x64):
+    # Reverse mode drops the rule there, unless the body is a checkpoint; what comes out then must not pass for a number.
+    A, b, V = jnp.array([[1.0], [2.0]]), jnp.array([1.0, 2.0]), jnp.array([[1.0], [0.5]])
+
+    def product(wrap):
+        def loss(A):
+            return jnp.sum(jax.lax.map(wrap(lambda b: jnp.sum(jaxnnls.nnls(A, b) ** 2)), b[None]))
+
+        return jax.jvp(jax.grad(loss), (A,), (V,))[1]
+
+    np.testing.assert_allclose(product(jax.checkpoint), [[0], [1.2]], atol=1e-12)
+    assert not np.any(np.isfinite(product(lambda f: f)))
