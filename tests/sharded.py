@@ -5,10 +5,9 @@ import os
 import re
 import sys
 
-job, *rest = sys.argv[1:]
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=" + (
-    "8" if job == "devices" else "2"
-)
+if __name__ == "__main__":
+    count = 8 if sys.argv[1] == "devices" else 2
+    os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={count}"
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,6 @@ from jax.sharding import PartitionSpec as P
 
 import jaxnnls
 
-jax.config.update("jax_enable_x64", True)
 COLUMNS = P(None, "columns")
 N, SMALL = 24, 500  # columns, and bytes for a block of one or two of them
 COLLECTIVES = re.compile(r"= \S+ (all-reduce|all-gather|all-to-all|collective-\w+|reduce-scatter)(?:-start)?\(")
@@ -102,4 +100,6 @@ def process(number, port):
     print(json.dumps({"x": own, "A_bar": np.asarray(A_bar.addressable_data(0)).tolist()}))
 
 
-{"devices": devices, "process": process}[job](*rest)
+if __name__ == "__main__":
+    jax.config.update("jax_enable_x64", True)
+    {"devices": devices, "process": process}[sys.argv[1]](*sys.argv[2:])

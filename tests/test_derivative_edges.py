@@ -148,7 +148,7 @@ def test_memory_of_the_gradient(shape, x64):
 
 
 def test_second_derivative_in_the_body_of_a_loop(x64):
-    # Reverse mode drops the rule there, unless the body is a checkpoint; what comes out then must not pass for a number.
+    # Reverse mode drops the rule there unless the body is a checkpoint; what comes out must not pass for a number.
     A, b, V = jnp.array([[1.0], [2.0]]), jnp.array([1.0, 2.0]), jnp.array([[1.0], [0.5]])
 
     def product(wrap):
