@@ -10,8 +10,6 @@ from jax import Array, lax
 
 from jaxnnls._loops import while_loop
 
-STAY = 0.75  # of a group that has to be unfinished for it to take another step before others have theirs
-
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -19,8 +17,8 @@ U = TypeVar("U")
 def work_off(step: Callable[[U, T, Array], tuple[T, Array]], given: U, state: T, pending: Array, size: int) -> T:
     """Apply step to `size` pending columns at a time, round after round, until none is pending.
 
-    What a column costs then depends on its own number of steps, not on the slowest column of its block. A group goes on
-    as long as most of it is unfinished, since taking it out and putting it back costs about as much as a step.
+    What a column costs then depends on its own number of steps, not on the slowest column of its block.
+    (Groups that go on while three quarters of them are unfinished: 4 % faster, 10 % longer to compile.)
 
     Parameters
     ----------
@@ -47,23 +45,12 @@ def work_off(step: Callable[[U, T, Array], tuple[T, Array]], given: U, state: T,
             return {name: jnp.take(rows, index, axis=0, mode="clip") for name, rows in tree.items()}
 
         own = index < k
-        part = unpack_given(take(packed_given))
-
-        def advance(carry: tuple[Array, T, Array]) -> tuple[Array, T, Array]:
-            _, old, left = carry
-            new, still = step(part, old, left)
-            return jnp.zeros_like(carry[0]), jax.tree.map(lambda a, b: jnp.where(left, a, b), new, old), left & still
-
-        def busy(carry: tuple[Array, T, Array]) -> Array:
-            return carry[0] | (jnp.sum(carry[2]) > STAY * jnp.sum(own))
-
-        begin = (jnp.ones_like(own[0]), unpack_state(take(state)), own)
-        _, new, left = while_loop(busy, advance, begin)
+        new, left = step(unpack_given(take(packed_given)), unpack_state(take(state)), own)
         packed, _ = _pack(new)
         state = {
             name: rows.at[index].set(packed[name], mode="drop", unique_indices=True) for name, rows in state.items()
         }
-        pending = pending.at[index].set(left, mode="drop", unique_indices=True)
+        pending = pending.at[index].set(left & own, mode="drop", unique_indices=True)
         return Turn(at + size, total, group(order, at + size, total), order, state, pending)
 
     def work(carry: tuple[Packed, Array]) -> tuple[Packed, Array]:
