@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxnnls._loops import while_loop
+from jaxnnls._objective import einsum
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -33,39 +34,41 @@ def work_off(step: Callable[[U, T, Array], tuple[T, Array]], given: U, state: T,
     k = pending.shape[0]
     size = min(size, k)
     packed_given, unpack_given = _pack(given)
-    packed_state, unpack_state = _pack(state)
+    packed_state, unpack_state = _pack((state, pending))
 
     def group(order: Array, at: Array, total: Array) -> Array:
         return jnp.where(at + jnp.arange(size) < total, lax.dynamic_slice_in_dim(order, at, size), k)
 
     def turn(carry: Turn) -> Turn:
-        at, total, index, order, state, pending = carry
-
-        def take(tree: Packed) -> Packed:
-            return {name: jnp.take(rows, index, axis=0, mode="clip") for name, rows in tree.items()}
-
+        at, total, index, order, rows = carry
         own = index < k
-        new, left = step(unpack_given(take(packed_given)), unpack_state(take(state)), own)
-        packed, _ = _pack(new)
-        state = {
-            name: rows.at[index].set(packed[name], mode="drop", unique_indices=True) for name, rows in state.items()
-        }
-        pending = pending.at[index].set(left & own, mode="drop", unique_indices=True)
-        return Turn(at + size, total, group(order, at + size, total), order, state, pending)
+        old, _ = unpack_state(jnp.take(rows, index, axis=0, mode="clip"))
+        new, left = step(unpack_given(jnp.take(packed_given, index, axis=0, mode="clip")), old, own)
+        rows = rows.at[index].set(_pack((new, left & own))[0], mode="drop", unique_indices=True)
+        return Turn(at + size, total, group(order, at + size, total), order, rows)
 
-    def work(carry: tuple[Packed, Array]) -> tuple[Packed, Array]:
-        state, pending = carry
-        # Where they are, one after another: a cumulative sum, as sorting takes twenty times as long.
-        place = jnp.cumsum(pending)
+    def work(rows: Array) -> Array:
+        # Where they are, one after another: sums, as sorting takes twenty times as long.
+        place = prefix_sum(rows[:, -1]).astype(jnp.int32)
         total = place[-1]
-        order = (
-            jnp.full(k + 2 * size, k).at[jnp.where(pending, place - 1, k + 2 * size)].set(jnp.arange(k), mode="drop")
-        )
-        start = Turn(0 * total, total, group(order, 0 * total, total), order, state, pending)
-        end = while_loop(lambda turn: turn.at < turn.total, turn, start)
-        return end.state, end.pending
+        beyond = k + 2 * size
+        order = jnp.full(beyond, k).at[jnp.where(rows[:, -1] > 0, place - 1, beyond)].set(jnp.arange(k), mode="drop")
+        start = Turn(0 * total, total, group(order, 0 * total, total), order, rows)
+        return while_loop(lambda turn: turn.at < turn.total, turn, start).rows
 
-    return unpack_state(while_loop(lambda carry: jnp.any(carry[1]), work, (packed_state, pending))[0])
+    rows = while_loop(lambda rows: jnp.any(rows[:, -1] > 0), work, packed_state)
+    return unpack_state(rows)[0]
+
+
+def prefix_sum(v: Array) -> Array:
+    """Cumulative sums by two products with triangles of ones; `jnp.cumsum` is seven loops that XLA compiles. (k,)."""
+    k = len(v)
+    width = math.isqrt(k - 1) + 1
+    table = jnp.pad(v, (0, width * width - k)).reshape(width, width)
+    ones = jnp.tri(width, dtype=v.dtype)
+    along = einsum("ij,kj->ik", table, ones)
+    before = einsum("ij,j->i", ones, along[:, -1]) - along[:, -1]
+    return (along + before[:, None]).reshape(-1)[:k]
 
 
 class Turn(NamedTuple):
@@ -75,37 +78,28 @@ class Turn(NamedTuple):
     total: Array  # (), how many there are
     group: Array  # (size,), the next of them; computed a turn ahead, or XLA would do so for every number it gathers
     order: Array  # (k + 2 size,), all of them
-    state: "Packed"
-    pending: Array  # (k,), bool
+    rows: Array  # (k, .), their state, and whether they are pending
 
 
-Packed = dict[str, Array]
-
-
-def _pack(tree: T) -> tuple[Packed, Callable[[Packed], T]]:
-    """All that belongs to a column as a row, one array (k, .) for each dtype, and the way back.
+def _pack(tree: T) -> tuple[Array, Callable[[Array], T]]:
+    """All that belongs to a column as a row of one array (k, .) of floating numbers, and the way back.
 
     So a few columns are a few contiguous rows. Taking them leaf by leaf along the last axis, XLA would transpose
-    every whole leaf first, and half of the code it compiles would do that.
+    every whole leaf first, and half of the code it compiles would do that. Flags, and integers that count steps, are
+    exact as floating numbers.
     """
     leaves, treedef = jax.tree.flatten(tree)
-    shapes = [leaf.shape[:-1] for leaf in leaves]
-    groups: dict[str, list[int]] = {}
-    for i, leaf in enumerate(leaves):
-        groups.setdefault(leaf.dtype.name, []).append(i)
+    kinds = [(leaf.shape[:-1], leaf.dtype) for leaf in leaves]
+    dtype = jnp.result_type(jnp.float32, *(kind for _, kind in kinds if jnp.issubdtype(kind, jnp.floating)))
 
-    def unpack(packed: Packed) -> T:
-        parts: list[Any] = [None] * len(shapes)
-        for name, group in groups.items():
-            columns, start = lax.optimization_barrier(packed[name].T), 0
-            for i in group:
-                stop = start + math.prod(shapes[i])
-                parts[i] = columns[start:stop].reshape(*shapes[i], columns.shape[-1])
-                start = stop
+    def unpack(packed: Array) -> T:
+        columns = lax.optimization_barrier(packed.T)
+        parts, start = [], 0
+        for shape, kind in kinds:
+            stop = start + math.prod(shape)
+            parts.append(columns[start:stop].reshape(*shape, columns.shape[-1]).astype(kind))
+            start = stop
         return jax.tree.unflatten(treedef, parts)
 
-    def rows(leaf: Array) -> Array:
-        return leaf.reshape(math.prod(leaf.shape[:-1]), leaf.shape[-1])
-
-    packed = {name: jnp.concatenate([rows(leaves[i]) for i in group]).T for name, group in groups.items()}
-    return packed, unpack
+    rows = [leaf.astype(dtype).reshape(-1, leaf.shape[-1]) for leaf in leaves]
+    return jnp.concatenate(rows).T, unpack
