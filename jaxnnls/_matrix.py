@@ -25,6 +25,7 @@ class Matrix(NamedTuple):
     basis: Array | None  # (m, n), for m > n: orthonormal columns with A = basis R
     inverse: Array | None  # (m, m), about (C C')^-1 with C = A diag(unit), for wide A
     rounding: Array  # (), the distance between columns of R that rounding leaves of dependent ones
+    ridged: Array  # (n, 1), bool: variables whose ridge counts; one that is less than rounding is as good as none
     singular: Array  # (), bool: whether minimisers may fail to be unique
     ranked: Array  # (), bool: whether the rank of A is beyond doubt, so that least norm means something on any face
     independent: Array  # (), bool: whether the rows of a wide A are independent, but for zeros
@@ -47,14 +48,15 @@ def prepare(problem: Problem) -> Matrix:
     unit = relative(scales)
     n = unit.shape[0]
     gram, basis, inverse = None, None, None
-    ridged = jnp.any(scaled.ridge > jnp.finfo(unit.dtype).eps)  # less than that is as good as none
+    ridged = scaled.ridge > jnp.finfo(unit.dtype).eps
+    loose = ~jnp.all(ridged | scales.junk)
     independent, ranked = jnp.zeros_like(finite), jnp.ones_like(finite)
     rounding = 4 * jnp.sqrt(max(n, 1 if scaled.A is None else len(scaled.A))) * jnp.finfo(unit.dtype).eps
     if scaled.A is None:
         assert scaled.Q is not None
         gram = jnp.where(jnp.eye(n, dtype=bool), 1, scaled.Q)
         root, singular = root_of(scaled.Q + jnp.diag(jnp.where(scales.junk[:, 0], 1, 0)))
-        singular &= ~ridged
+        singular &= loose
         gram = after(gram, root)
     else:
         A = scaled.A
@@ -62,17 +64,19 @@ def prepare(problem: Problem) -> Matrix:
         if n <= 2 * m:
             gram = einsum("ij,ik->jk", A, A) + jnp.diag(scaled.ridge[:, 0])
         if m < n:
-            singular, root = ~ridged, A
+            singular, root = loose, A
             C = A * unit.T
             inverse, independent = regularised_inverse(einsum("ij,kj->ik", C, C))
         else:
             basis, root = jnp.linalg.qr(A)
             distance = rank.least_distance(rank.inverse(root + jnp.diag(jnp.where(scales.junk[:, 0], 1, 0))), n)
-            singular = ~(distance > rounding) & ~ridged
+            singular = ~(distance > rounding) & loose
             # Decay curves, say, have singular values of every size down to rounding: any of their columns is almost a
             # combination of others, none is one.
             ranked = clear_rank(root, singular, rounding)
-    return Matrix(scaled, scales, unit, gram, root, basis, inverse, rounding, singular, ranked, independent, finite)
+    return Matrix(
+        scaled, scales, unit, gram, root, basis, inverse, rounding, ridged, singular, ranked, independent, finite
+    )
 
 
 def clear_rank(R: Array, singular: Array, rounding: Array) -> Array:

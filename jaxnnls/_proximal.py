@@ -31,6 +31,7 @@ from jax.scipy.linalg import cho_factor, cho_solve
 
 from jaxnnls._linesearch import step_length
 from jaxnnls._loops import while_loop
+from jaxnnls._matrix import Matrix
 from jaxnnls._objective import (
     Columns,
     Problem,
@@ -170,7 +171,7 @@ class State(NamedTuple):
 
 
 def rescue(
-    problem: Problem, R: Array, unit: Array, singular: Array, x: Array, active: Array, tol: Array, max_steps: Array
+    problem: Problem, matrix: Matrix, x: Array, active: Array, tol: Array, max_steps: Array
 ) -> tuple[Array, Array, Array]:
     """Bring columns to optimality and, where the minimiser may not be unique, to the least norm.
 
@@ -178,12 +179,8 @@ def rescue(
     ----------
     problem : Problem
         A block of k columns, scaled.
-    R : Array, shape (p, n)
-        A, or a square root of A'A or Q.
-    unit : Array, shape (n, 1)
-        x_scaled / x, up to a factor: least norm refers to x_scaled / unit.
-    singular : Array of bool, shape ()
-        Whether minimisers may fail to be unique.
+    matrix : Matrix
+        R is its root; least norm refers to x_scaled / unit.
     x : Array, shape (n, k)
         The start, within bounds.
     active : Array of bool, shape (k,)
@@ -198,8 +195,8 @@ def rescue(
     nit : Array of int, shape (k,)
         Factorisations.
     """
+    R, unit, singular, ridge = matrix.root, matrix.unit, matrix.singular, problem.ridge
     root_eps = jnp.sqrt(jnp.finfo(x.dtype).eps)
-    ridge = problem.ridge
 
     def mean_eigenvalue(R: Array) -> Array:
         size = jnp.sum(R * R) / max(R.shape[0], 1)
@@ -216,8 +213,8 @@ def rescue(
         # After a projection the way back to optimality is short in the units of the norm. In those of the columns, a
         # small one could go far.
         W = jnp.where(shorten | (jnp.isfinite(state.least) & (state.since < PATIENCE / 2)), unit**2, 1)
-        # All minimisers share R x, and a variable with a multiplier stays where it is.
-        held = shorten & (jnp.abs(g) > jnp.maximum(32 * rounding(x), 4 * state.optimality))
+        # All minimisers share R x, and a variable with a multiplier stays where it is, as does one with a ridge.
+        held = shorten & (matrix.ridged | (jnp.abs(g) > jnp.maximum(32 * rounding(x), 4 * state.optimality)))
         return Subproblem(
             a=jnp.where(shorten, 0, x - W * g / (state.sigma + ridge)),
             W=jnp.where(shorten, W, W * state.sigma / (state.sigma + ridge)),

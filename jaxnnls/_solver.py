@@ -189,7 +189,7 @@ def iterate(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: 
         assert problem.A is not None and problem.b is not None
         C = problem.A * matrix.unit.T
         w = einsum("ij,jk->ik", matrix.inverse, einsum("ij,jk->ik", C, x / matrix.unit) if warm else problem.b)
-        eligible = usable & matrix.singular & jnp.all(problem.linear == 0, axis=0)
+        eligible = usable & ~jnp.any(matrix.ridged) & jnp.all(problem.linear == 0, axis=0)
         low, high = problem.lower / matrix.unit, problem.upper / matrix.unit
         z, shortest, nit = least_norm(C, matrix.inverse, problem.b, low, high, w, eligible, options.max_steps)
         at_low, at_high = z <= low, z >= high
@@ -221,7 +221,7 @@ def iterate(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: 
     unique = ~matrix.singular | judge_faces(problem, matrix, x, g, optimality, apart, ask)
     pending = rest & ~(good & unique) & (nit < options.max_steps)
     left = options.max_steps - nit
-    x, shortest, steps = rescue(problem, matrix.root, matrix.unit, matrix.singular, x, pending, options.tol, left)
+    x, shortest, steps = rescue(problem, matrix, x, pending, options.tol, left)
     x = on_bounds(problem, x, options.tol)
     return Progress(x, fitted | unique | shortest, unique, fitted, nit + steps)
 

@@ -381,6 +381,8 @@ def disagreements(problem, solution, x, status, dtype):
             continue
         if status[k] or solution.status[k] or (found := face(problem, first, k, dtype)) is None:
             continue
+        if face(problem, x, k, dtype) is None:  # unclear there: a multiplier that optimality cannot tell from 0
+            continue
         loose, unit = found
         if (ranked := clear_rank(unit, dtype)) is None:
             continue
