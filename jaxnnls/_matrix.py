@@ -19,13 +19,12 @@ class Matrix(NamedTuple):
 
     problem: Problem  # unit columns, right-hand sides still in their own units
     scales: Scales
-    unit: Array  # (n, 1), s relative to its maximum
     gram: Array | None  # (n, n), H; None where products with A are cheaper
     root: Array  # (min(m, n), n), R with R'R = A'A, or H where there is a Q
     basis: Array | None  # (m, n), for m > n: orthonormal columns with A = basis R
     inverse: Array | None  # (m, m), about (C C')^-1 with C = A diag(unit), for wide A
     rounding: Array  # (), the distance between columns of R that rounding leaves of dependent ones
-    ridged: Array  # (n, 1), bool: variables whose ridge counts; one that is less than rounding is as good as none
+    determined: Array  # (n, 1), bool: variables that are known to be the same in all minimisers
     singular: Array  # (), bool: whether minimisers may fail to be unique
     ranked: Array  # (), bool: whether the rank of A is beyond doubt, so that least norm means something on any face
     independent: Array  # (), bool: whether the rows of a wide A are independent, but for zeros
@@ -45,18 +44,16 @@ def prepare(problem: Problem) -> Matrix:
     )
     scales = matrix_scales(problem)
     scaled = scale_matrix(problem, scales)
-    unit = relative(scales)
-    n = unit.shape[0]
+    n, eps = len(scales.s), jnp.finfo(scales.s.dtype).eps
     gram, basis, inverse = None, None, None
-    ridged = scaled.ridge > jnp.finfo(unit.dtype).eps
-    loose = ~jnp.all(ridged | scales.junk)
+    # Null vectors are zero where a ridge counts; one that is less than rounding is as good as none.
+    determined = scaled.ridge > eps
     independent, ranked = jnp.zeros_like(finite), jnp.ones_like(finite)
-    rounding = 4 * jnp.sqrt(max(n, 1 if scaled.A is None else len(scaled.A))) * jnp.finfo(unit.dtype).eps
+    rounding = 4 * jnp.sqrt(max(n, 1 if scaled.A is None else len(scaled.A))) * eps
     if scaled.A is None:
         assert scaled.Q is not None
         gram = jnp.where(jnp.eye(n, dtype=bool), 1, scaled.Q)
         root, singular = root_of(scaled.Q + jnp.diag(jnp.where(scales.junk[:, 0], 1, 0)))
-        singular &= loose
         gram = after(gram, root)
     else:
         A = scaled.A
@@ -64,30 +61,49 @@ def prepare(problem: Problem) -> Matrix:
         if n <= 2 * m:
             gram = einsum("ij,ik->jk", A, A) + jnp.diag(scaled.ridge[:, 0])
         if m < n:
-            singular, root = loose, A
-            C = A * unit.T
+            singular, root = jnp.ones_like(finite), A
+            C = A * relative(scales).T
             inverse, independent = regularised_inverse(einsum("ij,kj->ik", C, C))
         else:
             basis, root = jnp.linalg.qr(A)
             distance = rank.least_distance(rank.inverse(root + jnp.diag(jnp.where(scales.junk[:, 0], 1, 0))), n)
-            singular = ~(distance > rounding) & loose
-            # Decay curves, say, have singular values of every size down to rounding: any of their columns is almost a
-            # combination of others, none is one.
-            ranked = clear_rank(root, singular, rounding)
+            singular = ~(distance > rounding)
+            ranked, involved = null_space(root, singular, rounding)
+            determined |= ~involved
+    determined |= scales.junk
+    singular &= ~jnp.all(determined)
     return Matrix(
-        scaled, scales, unit, gram, root, basis, inverse, rounding, ridged, singular, ranked, independent, finite
+        scaled, scales, gram, root, basis, inverse, rounding, determined, singular, ranked, independent, finite
     )
 
 
-def clear_rank(R: Array, singular: Array, rounding: Array) -> Array:
-    """Whether every singular value of a singular R is at rounding level, or well above it."""
+def null_space(R: Array, singular: Array, rounding: Array) -> tuple[Array, Array]:
+    """What is known of the null vectors of a singular R.
 
-    def decompose(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        return jnp.zeros_like(singular), jnp.diag(jnp.linalg.svd(state[1], compute_uv=False))
+    Decay curves, say, have singular values of every size down to rounding: any of their columns is almost a combination
+    of others, none is one. Duplicates, on the other hand, concern nobody else.
+
+    Returns
+    -------
+    ranked : Array of bool, shape ()
+        Whether every singular value is at rounding level, or well above it.
+    involved : Array of bool, shape (n, 1)
+        Which variables are not zero in all null vectors, as far as rounding can tell.
+    """
+
+    def decompose(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        going, R, _, _ = state
+        _, values, vectors = jnp.linalg.svd(R)
+        null = values <= GAP * rounding
+        size = jnp.sqrt(jnp.sum(jnp.where(null[:, None], vectors**2, 0), axis=0))
+        # Rounding turns a null vector by so much.
+        angle = rounding / jnp.min(jnp.where(null, jnp.inf, values), initial=jnp.inf)
+        return ~going, jnp.zeros_like(R), jnp.all(~null | (values <= rounding)), size > angle
 
     # As in `root_of`.
-    values = jnp.diag(while_loop(lambda state: state[0], decompose, (singular, R))[1])
-    return jnp.all((values <= rounding) | (values > GAP * rounding))
+    start = (singular, R, jnp.ones_like(singular), jnp.ones(len(R), bool))
+    _, _, ranked, involved = while_loop(lambda state: state[0], decompose, start)
+    return ranked, involved[:, None]
 
 
 def regularised_inverse(M: Array) -> tuple[Array, Array]:

@@ -195,14 +195,20 @@ def rescue(
     nit : Array of int, shape (k,)
         Factorisations.
     """
-    R, unit, singular, ridge = matrix.root, matrix.unit, matrix.singular, problem.ridge
+    R, determined, singular, ridge = matrix.root, matrix.determined, matrix.singular, problem.ridge
     root_eps = jnp.sqrt(jnp.finfo(x.dtype).eps)
+    # x_scaled / x, at most 1 for what may differ between minimisers. The rest has no part in how it does.
+    unit = matrix.scales.s / jnp.max(jnp.where(determined, 0, matrix.scales.s), initial=0)
+    metric = jnp.where(determined, 1, unit**2)
+
+    def half_norm(x: Array) -> Array:
+        return jnp.sum((x / unit) ** 2, axis=0) / 2
 
     def mean_eigenvalue(R: Array) -> Array:
         size = jnp.sum(R * R) / max(R.shape[0], 1)
         return jnp.where(size > 0, size, 1)
 
-    sigma_step, damping = (root_eps * mean_eigenvalue(root) for root in (R, R * unit.T))
+    sigma_step, damping = (root_eps * mean_eigenvalue(root) for root in (R, jnp.where(determined, 0, R.T * unit).T))
 
     def measure(problem: Problem, x: Array) -> tuple[Array, Array]:
         g = gradient(problem, x)
@@ -212,9 +218,9 @@ def rescue(
         x, g, shorten = state.x, state.g, state.stage == SHORTEN
         # After a projection the way back to optimality is short in the units of the norm. In those of the columns, a
         # small one could go far.
-        W = jnp.where(shorten | (jnp.isfinite(state.least) & (state.since < PATIENCE / 2)), unit**2, 1)
-        # All minimisers share R x, and a variable with a multiplier stays where it is, as does one with a ridge.
-        held = shorten & (matrix.ridged | (jnp.abs(g) > jnp.maximum(32 * rounding(x), 4 * state.optimality)))
+        W = jnp.where(shorten | (jnp.isfinite(state.least) & (state.since < PATIENCE / 2)), metric, 1)
+        # All minimisers share R x, and a variable with a multiplier stays where it is.
+        held = shorten & (determined | (jnp.abs(g) > jnp.maximum(32 * rounding(x), 4 * state.optimality)))
         return Subproblem(
             a=jnp.where(shorten, 0, x - W * g / (state.sigma + ridge)),
             W=jnp.where(shorten, W, W * state.sigma / (state.sigma + ridge)),
@@ -236,7 +242,8 @@ def rescue(
         better = minimise & (lower_objective | (optimality < state.optimality))
         # x = clip(W R'w) is the shortest of all that share R x with it. Both norms count: below the misfit that
         # rounding leaves there may be room for small columns with large variables.
-        norm, new_norm = (jnp.sum((v / unit) ** 2, axis=0) / 2 for v in (x, y))
+        norm, new_norm = half_norm(x), half_norm(y)
+        bound += jnp.sum(jnp.where(determined, (x / unit) ** 2 - x * x, 0), axis=0) / 2
         short = ~minimise & (misfit <= jnp.minimum(1e4 * tol, root_eps))
         short &= is_least(new_norm, bound)
         take = better | short
@@ -269,4 +276,4 @@ def rescue(
     start = State(x, g, optimality, optimality, zero, sigma, zero, stage, jnp.full_like(optimality, jnp.inf))
     size = max(1, min(GROUP, GROUP_ELEMENTS // max(R.shape[0] ** 2, 1)))
     end = work_off(step, (columns_of(problem), max_steps), start, active & (stage < DONE), size)
-    return end.x, ~singular | is_least(jnp.sum((end.x / unit) ** 2, axis=0) / 2, end.least), end.nit
+    return end.x, ~singular | is_least(half_norm(end.x), end.least), end.nit

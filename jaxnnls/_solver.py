@@ -36,7 +36,7 @@ from jaxnnls._objective import (
     natural_residual,
 )
 from jaxnnls._proximal import rescue
-from jaxnnls._scaling import column_size, scale_columns
+from jaxnnls._scaling import column_size, relative, scale_columns
 from jaxnnls._solution import choose_status
 from jaxnnls._uniqueness import judge_faces
 
@@ -187,13 +187,14 @@ def iterate(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: 
     if matrix.inverse is not None:
         # Without ridge and l1 an exact fit is optimal; x = z unit with z of least norm.
         assert problem.A is not None and problem.b is not None
-        C = problem.A * matrix.unit.T
-        w = einsum("ij,jk->ik", matrix.inverse, einsum("ij,jk->ik", C, x / matrix.unit) if warm else problem.b)
-        eligible = usable & ~jnp.any(matrix.ridged) & jnp.all(problem.linear == 0, axis=0)
-        low, high = problem.lower / matrix.unit, problem.upper / matrix.unit
+        unit = relative(matrix.scales)
+        C = problem.A * unit.T
+        w = einsum("ij,jk->ik", matrix.inverse, einsum("ij,jk->ik", C, x / unit) if warm else problem.b)
+        eligible = usable & ~jnp.any(matrix.determined & ~matrix.scales.junk) & jnp.all(problem.linear == 0, axis=0)
+        low, high = problem.lower / unit, problem.upper / unit
         z, shortest, nit = least_norm(C, matrix.inverse, problem.b, low, high, w, eligible, options.max_steps)
         at_low, at_high = z <= low, z >= high
-        z = jnp.clip(z * matrix.unit, problem.lower, problem.upper)
+        z = jnp.clip(z * unit, problem.lower, problem.upper)
         z = jnp.where(at_low, problem.lower, jnp.where(at_high, problem.upper, z))
         optimality = natural_residual(z, gradient(problem, z), problem.lower, problem.upper)
         fitted = eligible & shortest & (optimality <= attainable(z, options.tol))

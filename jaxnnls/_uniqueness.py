@@ -1,8 +1,8 @@
 """Whether a minimiser is the only one.
 
 Minimisers differ by null vectors of R that live on E: the free variables F, and those on a bound without a multiplier.
-A variable with a ridge that counts is in neither. Where the columns of R in E are independent there is one minimiser,
-and nothing to choose by norm.
+Variables that are zero in all null vectors of R are in neither. Where the columns of R in E are independent there is
+one minimiser, and nothing to choose by norm.
 
 The columns of decay curves, say, are neither: their singular values have every size down to rounding. Any of them is
 almost a combination of others and none is one, and a multiplier may be zero to rounding. There the columns in F have to
@@ -44,8 +44,8 @@ def judge_faces(
     """
     R, rounding = matrix.root, matrix.rounding
     p, n = R.shape
-    free = (x > problem.lower) & (x < problem.upper) & ~matrix.ridged
-    held = matrix.ridged | (jnp.abs(g) > jnp.maximum(4 * attainable(x, 0), 2 * optimality))
+    free = (x > problem.lower) & (x < problem.upper) & ~matrix.determined
+    held = matrix.determined | (jnp.abs(g) > jnp.maximum(4 * attainable(x, 0), 2 * optimality))
     member = free | ~(held | (problem.lower == problem.upper))
     # With one column beside those in F, all are independent if it is independent of them.
     enough = ~matrix.ranked | (jnp.sum(member & ~free, axis=0) <= 1)
