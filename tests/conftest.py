@@ -14,8 +14,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import jax
+import jobs
 import numpy as np
 import pytest
+
+from jaxnnls import _files
 
 finished = itertools.count(1)
 
@@ -45,3 +48,15 @@ def dtype(request):
 def x64():
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def job(tmp_path):
+    """A small problem and its files."""
+    return jobs.make_job(tmp_path)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of WIDTH columns in float64, so that N_COLUMNS columns are two whole blocks and a part of one."""
+    monkeypatch.setattr(_files, "COLUMN_BYTES", jobs.WIDTH * (jobs.M + jobs.N_VARIABLES) * 8)
