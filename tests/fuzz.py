@@ -12,6 +12,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))  # as pytest does
 
 import cases
+import checks
+import oracle
 
 import jaxnnls
 from jaxnnls import Status
@@ -69,9 +71,9 @@ def run(dtype, m, n, N, seed):
     recipe = cases.draw(rng, n, N)
     problem = cases.build(recipe, m, dtype)
     solution = solve(problem, dtype)
-    wrong = cases.violations(problem, solution, dtype)
+    wrong = checks.violations(problem, solution, dtype)
     other, back = cases.otherwise(rng, problem, dtype)
-    wrong += cases.disagreements(problem, solution, *back(solve(other, dtype)), dtype)
+    wrong += checks.disagreements(problem, solution, *back(solve(other, dtype)), dtype)
     return recipe, problem, solution, wrong
 
 
@@ -100,7 +102,7 @@ class Tally:
         self.cases += 1
         dtype = case[0].name
         if len(solution.x) and wrong != ["shapes"]:
-            measured, _ = cases.oracle.optimality(cases.without_junk(problem), solution.x.astype(float))
+            measured, _ = oracle.optimality(checks.without_junk(problem), solution.x.astype(float))
             for status, optimality in zip(solution.status.tolist(), measured):
                 key = dtype, Status(status).name
                 self.statuses[key] += 1

@@ -1,6 +1,7 @@
 """Problems on which this library failed once: found by `fuzz`, by the property tests, or at work on real data."""
 
 import cases
+import checks
 import jax
 import numpy as np
 import oracle
@@ -119,4 +120,4 @@ def test_found_by_fuzz(dtype, m, n, N, seed, column):
     with jax.enable_x64(dtype == "f8"):
         solution = jax.tree.map(np.asarray, jaxnnls.lsq_linear(*arguments, **options))
     assert solution.status[column] == Status.CONVERGED
-    assert cases.violations(problem, solution, dtype) == []
+    assert checks.violations(problem, solution, dtype) == []

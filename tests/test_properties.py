@@ -4,11 +4,14 @@ Compilation is most of the time, so everything of one shape and dtype is one tes
 """
 
 import cases
+import checks
 import jax
 import numpy as np
+import oracle
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from problems import Problem
 
 import jaxnnls
 
@@ -49,10 +52,10 @@ def test_properties(shape, dtype):
         nonlocal total, converged
         problem = cases.build(recipe, m, dtype)
         solution = solve(problem, dtype)
-        wrong = cases.violations(problem, solution, dtype)
+        wrong = checks.violations(problem, solution, dtype)
         assert not wrong, wrong
         other, back = cases.otherwise(np.random.default_rng(recipe.seed), problem, dtype)
-        wrong = cases.disagreements(problem, solution, *back(solve(other, dtype)), dtype)
+        wrong = checks.disagreements(problem, solution, *back(solve(other, dtype)), dtype)
         assert not wrong, wrong
         total += N
         converged += np.count_nonzero(solution.success)
@@ -68,16 +71,16 @@ def solved():
     """A problem with active bounds, a zero column and two minimisers of different norm, and its solution."""
     A = np.array([[1.0, 1, 0, 2], [0, 0, 0, 1], [1, 1, 0, -1]])
     B = np.array([[1.0, -2, 3], [2, 1, 1], [0, 1, -1]])
-    problem = cases.Problem(A, B, np.zeros((4, 3)), np.ones((4, 3)))
+    problem = Problem(A, B, np.zeros((4, 3)), np.ones((4, 3)))
     with jax.enable_x64(True):
         return problem, solve(problem, np.dtype("f8"))
 
 
 def moved(solution, problem, x):
     """A solution with another x of which everything else that is said is true."""
-    dual, residual = cases.oracle.gradient(problem, x), np.linalg.norm(problem.A @ x - problem.B, axis=0)
+    dual, residual = oracle.gradient(problem, x), np.linalg.norm(problem.A @ x - problem.B, axis=0)
     mask = np.where(x == problem.lower, -1, np.where(x == problem.upper, 1, 0)).astype(np.int32)
-    optimality = cases.oracle.optimality(problem, x)[0]
+    optimality = oracle.optimality(problem, x)[0]
     return solution._replace(x=x, dual=dual, residual_norm=residual, optimality=optimality, active_mask=mask)
 
 
@@ -110,13 +113,13 @@ MUTATIONS = {
 def test_violations_are_found(name, solved):
     problem, solution = solved
     mutate, what = MUTATIONS[name]
-    assert cases.violations(problem, solution, np.dtype("f8")) == []
-    found = cases.violations(problem, mutate(solution, problem), np.dtype("f8"))
+    assert checks.violations(problem, solution, np.dtype("f8")) == []
+    found = checks.violations(problem, mutate(solution, problem), np.dtype("f8"))
     assert any(line.startswith(what) or what in line for line in found), found
 
 
 def test_disagreements_are_found(solved):
     problem, solution = solved
-    assert cases.disagreements(problem, solution, solution.x, solution.status, np.dtype("f8")) == []
-    assert len(cases.disagreements(problem, solution, solution.x + 0.1, solution.status, np.dtype("f8"))) == 3
-    assert len(cases.disagreements(problem, solution, solution.x, solution.status + 3, np.dtype("f8"))) == 3
+    assert checks.disagreements(problem, solution, solution.x, solution.status, np.dtype("f8")) == []
+    assert len(checks.disagreements(problem, solution, solution.x + 0.1, solution.status, np.dtype("f8"))) == 3
+    assert len(checks.disagreements(problem, solution, solution.x, solution.status + 3, np.dtype("f8"))) == 3

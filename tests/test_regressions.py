@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cases
+import checks
 import jax
 import numpy as np
 import oracle
@@ -242,7 +242,7 @@ def test_instance(name, dtype):
     dtype = np.dtype(dtype)
     with jax.enable_x64(dtype == "f8"):
         problem, solution = solved(name, dtype)
-    assert cases.violations(problem, solution, dtype) == []
+    assert checks.violations(problem, solution, dtype) == []
     x, known = solution.x.astype(float), problem.X
     size = np.linalg.norm(problem.B, axis=0) ** 2
     excess = (oracle.objective(problem, x) - oracle.objective(problem, known)) / size
