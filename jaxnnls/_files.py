@@ -181,6 +181,7 @@ def _describe(request: Request, dtype: np.dtype[Any], width: int) -> dict[str, A
         "the width of blocks": width,
         "the version of jaxnnls": version("jaxnnls"),
         "the version of JAX": jax.__version__,
+        "the kind of device": jax.devices()[0].device_kind,
     }
 
 

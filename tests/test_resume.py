@@ -7,8 +7,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from jobs import N_COLUMNS, N_VARIABLES, WIDTH, Job, expect_error, make_job, scipy_nnls
@@ -98,6 +100,9 @@ def test_resume_refuses_another_job(
         main(job.argv)
     capsys.readouterr()
     expect_error([*job.argv, "--resume", "--ridge", "1"], "--ridge is 1.0 now and was 0.0", job, capsys)
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "devices", lambda: [SimpleNamespace(device_kind="abacus")])
+        expect_error([*job.argv, "--resume"], "the kind of device is abacus now and was ", job, capsys)
     np.save(job.files[1], job.B + 1)
     expect_error([*job.argv, "--resume"], "the file of B has changed", job, capsys)
     np.save(job.files[1], job.B[:, :7])
