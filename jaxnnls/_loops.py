@@ -38,20 +38,6 @@ def varying_with(tree: T, other: Any) -> T:
     return alike((tree, [leaf.ravel()[:0] for leaf in jax.tree.leaves(other)]))[0]
 
 
-def while_loop(going: Callable[[T], Array], step: Callable[[T], T], start: T) -> T:
-    """`lax.while_loop` that also runs under `jax.shard_map`."""
-    return lax.while_loop(going, lambda state: alike(step(state)), alike(start))
-
-
-def fori_loop(count: int | Array, step: Callable[[Array, T], T], start: T) -> T:
-    """`lax.fori_loop` from 0 that also runs under `jax.shard_map`.
-
-    Its counter is unsigned: before a signed index is used, XLA asks whether it counts from the end.
-    """
-    count = jnp.asarray(count, jnp.uint32)
-    return lax.fori_loop(jnp.zeros_like(count), count, lambda i, state: alike(step(i, state)), alike(start))
-
-
 @jax.custom_batching.custom_vmap
 def anywhere(flag: Array) -> Array:
     """A flag, () bool; under vmap, whether it is raised in any lane.
@@ -65,6 +51,38 @@ def anywhere(flag: Array) -> Array:
 @anywhere.def_vmap
 def _anywhere_in_batch(axis_size: int, in_batched: list[bool], flag: Array) -> tuple[Array, bool]:
     return anywhere(jnp.any(flag)), False
+
+
+def while_loop(going: Callable[[T], Array], step: Callable[[T], T], start: T) -> T:
+    """`lax.while_loop` that also runs under `jax.shard_map`, and is fast under `jax.vmap`.
+
+    There all lanes take a step as long as any of them is going, so a step has to leave alone what is done. Where the
+    condition is batched, JAX chooses between the old and the new of everything in the state, lane by lane, in every
+    step: half of the time of 256 small problems.
+    """
+    return lax.while_loop(lambda state: anywhere(going(state)), lambda state: alike(step(state)), alike(start))
+
+
+def once(flag: Array, f: Callable[[T], T], start: T) -> T:
+    """f(start) where the flag is raised, else start, which has to be what f uses.
+
+    A loop of at most one turn: under `jax.vmap` a cond would compute both sides. XLA takes out of a loop what does not
+    depend on its state, and would compute it in any case.
+    """
+
+    def turn(state: tuple[Array, T]) -> tuple[Array, T]:
+        return alike((jnp.zeros_like(flag), f(state[1])))
+
+    return lax.while_loop(lambda state: state[0], turn, alike((flag, start)))[1]
+
+
+def fori_loop(count: int | Array, step: Callable[[Array, T], T], start: T) -> T:
+    """`lax.fori_loop` from 0 that also runs under `jax.shard_map`.
+
+    Its counter is unsigned: before a signed index is used, XLA asks whether it counts from the end.
+    """
+    count = jnp.asarray(count, jnp.uint32)
+    return lax.fori_loop(jnp.zeros_like(count), count, lambda i, state: alike(step(i, state)), alike(start))
 
 
 def after(value: Array, other: Array) -> Array:

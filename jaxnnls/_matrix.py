@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxnnls import _rank as rank
-from jaxnnls._loops import after, while_loop
+from jaxnnls._loops import after, once
 from jaxnnls._objective import Problem, einsum
 from jaxnnls._scaling import Scales, matrix_scales, relative, scale_matrix
 
@@ -91,18 +91,17 @@ def null_space(R: Array, singular: Array, rounding: Array) -> tuple[Array, Array
         Which variables are not zero in all null vectors, as far as rounding can tell.
     """
 
-    def decompose(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
-        going, R, _, _ = state
+    def decompose(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        R = state[0]
         _, values, vectors = jnp.linalg.svd(R)
         null = values <= GAP * rounding
         size = jnp.sqrt(jnp.sum(jnp.where(null[:, None], vectors**2, 0), axis=0))
         # Rounding turns a null vector by so much.
         angle = rounding / jnp.min(jnp.where(null, jnp.inf, values), initial=jnp.inf)
-        return ~going, jnp.zeros_like(R), jnp.all(~null | (values <= rounding)), size > angle
+        return jnp.zeros_like(R), jnp.all(~null | (values <= rounding)), size > angle
 
-    # As in `root_of`.
-    start = (singular, R, jnp.ones_like(singular), jnp.ones(len(R), bool))
-    _, _, ranked, involved = while_loop(lambda state: state[0], decompose, start)
+    start = (R, jnp.ones_like(singular), jnp.ones(len(R), bool))
+    _, ranked, involved = once(singular, decompose, start)
     return ranked, involved[:, None]
 
 
@@ -124,12 +123,9 @@ def root_of(H: Array) -> tuple[Array, Array]:
     factor = jnp.linalg.cholesky(H).T
     singular = ~(rank.least_distance(rank.inverse(factor), n) ** 2 > 16 * n * eps)
 
-    def by_eigenvalues(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        values, vectors = jnp.linalg.eigh(state[1])
+    def by_eigenvalues(H: Array) -> Array:
+        values, vectors = jnp.linalg.eigh(H)
         kept = values > n * eps * jnp.max(values, initial=0)
-        return jnp.zeros_like(singular), jnp.sqrt(jnp.where(kept, values, 0))[:, None] * vectors.T
+        return jnp.sqrt(jnp.where(kept, values, 0))[:, None] * vectors.T
 
-    # A loop of at most one turn: under vmap a cond would compute both sides. It begins with H as its state, or XLA
-    # would take the eigenvalues of H out of the loop and compute them in any case.
-    start = (singular, jnp.where(singular, H, factor))
-    return while_loop(lambda state: state[0], by_eigenvalues, start)[1], singular
+    return once(singular, by_eigenvalues, jnp.where(singular, H, factor)), singular
