@@ -51,6 +51,7 @@ class State(NamedTuple):
     d: Array  # (n, k), the direction of the next step
     ray: Array  # (k,), bool: whether there is no curvature along d
     stale: Array  # (k,), max |g| over F
+    pivot: Array  # (k,), the smallest one so far
     done: Array  # (k,), bool
     nit: Array  # (k,)
     step: Array
@@ -68,9 +69,9 @@ def weighted_sum(T: Array, weight: Array) -> Array:
 
 
 def exchange(T: Array, free: Array, pivot: Array) -> tuple[Array, Array, Array, Array]:
-    """Move the pivot of each column into F or out of it; returns T, free, the row of the pivot, and if it was possible.
+    """Move the pivot of each column into F or out of it; returns T, free, and the row and the size of the pivot.
 
-    A pivot is 1 for one variable or 0 for all. A variable whose column depends on those of F stays outside.
+    A pivot is 1 for one variable or 0 for all. A variable whose column depends on those of F stays outside: size 0.
     """
     row = weighted_sum(T, pivot)
     size = jnp.sum(pivot * row, axis=0)
@@ -78,7 +79,7 @@ def exchange(T: Array, free: Array, pivot: Array) -> tuple[Array, Array, Array, 
     pivot = jnp.where(possible, pivot, 0)
     column = jnp.where(free == jnp.sum(pivot * free, axis=0), row, -row)
     factor = (column - pivot) * jnp.where(possible, 1 / jnp.where(possible, size, 1), 0)
-    return T - factor[:, None] * (row + pivot)[None], jnp.abs(free - pivot), row, possible
+    return T - factor[:, None] * (row + pivot)[None], jnp.abs(free - pivot), row, jnp.where(possible, size, 0)
 
 
 def active_set(
@@ -113,7 +114,7 @@ def active_set(
         lower, upper = given.lower, given.upper
 
         def step(state: State) -> State:
-            x, T, free, d, ray, stale, done, nit, count = state
+            x, T, free, d, ray, stale, smallest, done, nit, count = state
             # As far along d as the bounds allow, at most all the way, unless d is without curvature.
             ratio = jnp.where(d == 0, jnp.inf, (jnp.where(d > 0, upper, lower) - x) / jnp.where(d == 0, 1, d))
             t = jnp.min(ratio, axis=0)
@@ -138,12 +139,14 @@ def active_set(
             done |= (settled & (worst <= room) & fine) | (nit >= most)
             enter = first((wrong == worst) & (worst > room), x.dtype)
             pivot = jnp.where(settled, enter, leave) * ~done
-            T, free, row, possible = exchange(T, free, pivot)
+            T, free, row, size = exchange(T, free, pivot)
+            possible = size > 0
+            smallest = jnp.where(possible, jnp.minimum(smallest, size), smallest)
             # A variable that cannot enter moves with those in F along a direction without curvature, up to a bound.
             ray = settled & (worst > room) & ~possible
             along = -jnp.sum(pivot * jnp.sign(g), axis=0) * (free * row + pivot)
             d = jnp.where(done, 0, jnp.where(ray, along, -free * weighted_sum(T, free * g)))
-            return State(x, T, free, d, ray & ~done, stale, done, nit + ~done, count + 1)
+            return State(x, T, free, d, ray & ~done, stale, smallest, done, nit + ~done, count + 1)
 
         x, _, nit = state
         nothing = jnp.zeros_like(x)
@@ -154,6 +157,7 @@ def active_set(
             nothing,
             jnp.zeros_like(own),
             jnp.full_like(x[0], jnp.inf),
+            jnp.ones_like(x[0]),
             ~own,
             nit,
             jnp.zeros((), jnp.int32),
@@ -162,7 +166,8 @@ def active_set(
         end = while_loop(lambda s: (s.step < n + 3) & ~jnp.all(s.done), step, start)
         # The squared distance of column j from the span of the others in F is T_jj outside of F, and inside 1 / T_jj.
         diagonal = jnp.stack([end.T[j, j] for j in range(n)])
-        least = 16 * n * jnp.finfo(x.dtype).eps
+        # Rounding of a small pivot spreads over the whole tableau.
+        least = 16 * n * jnp.finfo(x.dtype).eps / end.pivot
         inside = (end.x > lower) & (end.x < upper)
         apart = jnp.where(end.free > 0, diagonal * least < 1, (diagonal > least) & ~inside)
         # Pivots begin anew for those who need many: their tableau is worn, and easy columns need not wait for them.

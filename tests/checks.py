@@ -248,14 +248,14 @@ def disagreements(problem, solution, x, status, dtype):
             if not np.all(np.isnan(x[:, k])):
                 wrong.append(f"NONFINITE, but x is not NaN (column {k})")
             continue
-        if status[k] or solution.status[k] or (found := face(problem, first, k, dtype)) is None:
+        if status[k] or solution.status[k]:
             continue
-        if face(problem, x, k, dtype) is None:  # unclear there: a multiplier that optimality cannot tell from 0
+        # It has to be clear at both which multipliers are 0, and what rank the columns of these variables have.
+        faces = [face(problem, y, k, dtype) for y in (first, x)]
+        if any(found is None or clear_rank(found[1], dtype) is None for found in faces):
             continue
-        loose, unit = found
-        if (ranked := clear_rank(unit, dtype)) is None:
-            continue
-        rank, values, _ = ranked
+        loose, unit = faces[0]
+        rank, values, _ = clear_rank(unit, dtype)
         # H x = something known to `enough`; the least norm is of x in other units.
         smallest = values[rank - 1] if rank else 1
         units = np.ptp(np.log(s[loose])) if rank < loose.sum() else 0

@@ -111,6 +111,10 @@ def test_ridge_that_counts_for_a_small_column_only(copies, m, dtype):
         ("f4", 12, 2, 10, 2100002891, 0),
         # A ridge that counts for one small column, and duplicates among the others.
         ("f4", 9, 3, 3, 500000850, 2),
+        # Twins beside a near duplicate, whose pivot of 1e-12 had spoilt what the tableau says of them.
+        ("f8", 6, 6, 5, 1100015706, 1),
+        ("f8", 12, 7, 5, 1100032733, 1),
+        ("f8", 4, 4, 10, 1100026534, 7),
     ],
 )
 def test_found_by_fuzz(dtype, m, n, N, seed, column):
