@@ -79,7 +79,7 @@ def exchange(T: Array, free: Array, pivot: Array) -> tuple[Array, Array, Array, 
     pivot = jnp.where(possible, pivot, 0)
     column = jnp.where(free == jnp.sum(pivot * free, axis=0), row, -row)
     factor = (column - pivot) * jnp.where(possible, 1 / jnp.where(possible, size, 1), 0)
-    # Products with the identity are values of their own. XLA would compute what it fuses anew for each element of T, which
+    # Products with the identity are values of their own. What XLA fuses it computes anew for each element of T, which
     # takes 1.1 times as long.
     identity = jnp.eye(len(T), dtype=T.dtype)
     down, across = (einsum("ij,jk->ik", identity, v) for v in (factor, row + pivot))
