@@ -66,6 +66,7 @@ def prepare(problem: Problem) -> Matrix:
             inverse, independent = regularised_inverse(einsum("ij,kj->ik", C, C))
         else:
             basis, root = jnp.linalg.qr(A)
+            root = after(root, basis)
             distance = rank.least_distance(rank.inverse(root + jnp.diag(jnp.where(scales.junk[:, 0], 1, 0))), n)
             singular = ~(distance > rounding)
             ranked, involved = null_space(root, singular, rounding)

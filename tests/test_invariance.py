@@ -1,6 +1,9 @@
 """The same answer however it is asked for: batches, blocks, vmap, warm starts, units."""
 
 import functools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -192,3 +195,17 @@ def test_strict_rank_promotion():
             assert np.all(sol.success)
             jax.grad(lambda A, B=B: jnp.sum(jaxnnls.nnls(A, B, ridge=0.1)))(A)
         assert jaxnnls.box_qp(jnp.eye(3), jnp.ones(3)).success
+
+
+def test_batched_factorisations_do_not_block_each_other():
+    # Two that run at the same time wait for each other for ever: without `after` in `prepare`, within ten calls.
+    code = """
+import jax, jaxnnls, numpy as np
+rng = np.random.default_rng(0)
+A, B = (rng.uniform(size=(256, 40, n)).astype("f4") for n in (16, 8))
+solve = jax.jit(jax.vmap(jaxnnls.nnls))
+for _ in range(100):
+    jax.block_until_ready(solve(A, B))
+"""
+    # As users compile it.
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env={**os.environ, "XLA_FLAGS": ""})
