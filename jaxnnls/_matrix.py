@@ -79,7 +79,7 @@ def prepare(problem: Problem) -> Matrix:
 
 
 def null_space(R: Array, singular: Array, rounding: Array) -> tuple[Array, Array]:
-    """What is known of the null vectors of a singular R.
+    """What is known of the null vectors of a singular R, (n, n).
 
     Decay curves, say, have singular values of every size down to rounding: any of their columns is almost a combination
     of others, none is one. Duplicates, on the other hand, concern nobody else.
@@ -96,14 +96,15 @@ def null_space(R: Array, singular: Array, rounding: Array) -> tuple[Array, Array
         R = state[0]
         _, values, vectors = jnp.linalg.svd(R)
         null = values <= GAP * rounding
-        size = jnp.sqrt(jnp.sum(jnp.where(null[:, None], vectors**2, 0), axis=0))
-        # Rounding turns a null vector by so much.
-        angle = rounding / jnp.min(jnp.where(null, jnp.inf, values), initial=jnp.inf)
+        size = jnp.sqrt(jnp.sum(jnp.where(null[:, None], vectors**2, 0), axis=0))[:, None]
+        # Rounding turns a null vector by about so much. (A safe bound, `rounding` for 4 eps, hides what is real and
+        # matters where a column is small.)
+        angle = 4 * jnp.finfo(R.dtype).eps / jnp.min(jnp.where(null, jnp.inf, values), initial=jnp.inf)
         return jnp.zeros_like(R), jnp.all(~null | (values <= rounding)), size > angle
 
-    start = (R, jnp.ones_like(singular), jnp.ones(len(R), bool))
+    start = (R, jnp.ones_like(singular), jnp.ones((len(R), 1), bool))
     _, ranked, involved = once(singular, decompose, start)
-    return ranked, involved[:, None]
+    return ranked, involved
 
 
 def regularised_inverse(M: Array) -> tuple[Array, Array]:
