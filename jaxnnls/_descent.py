@@ -14,9 +14,8 @@ accurate x can be. Unfinished columns are gathered for each step, GROUP at a tim
 
 Measured, float32, 2 cores, and not chosen: four step lengths tried at once in each step (a third of the time for
 their products), the exact step along clip(x + d) - x (converges, but 60 of 862 columns of a 1025 x 128 dictionary take
-more than 12 steps instead of 20), groups of 256 and 512 columns (1.1 and 1.4 times the time), 4 to 16 first sweeps
-(up to a tenth more), the first sweeps for a whole block at once (random 1025 x 64 and NMF dictionaries of 32 and 128
-columns take 1.02, 1.06 and 1.04 times as long, chroma 0.83, and the first call 0.4 s more).
+more than 12 steps instead of 20), groups of 256 and 512 columns (1.1 and 1.4 times the time), 5, 10 or 40 first sweeps
+(no difference).
 """
 
 from typing import NamedTuple
@@ -166,7 +165,7 @@ def descend(
     def step(given: tuple[Columns, Array], old: Descent, own: Array) -> tuple[Descent, Array]:
         part, steps = with_columns(problem, given[0]), given[1]
         again = jnp.any(own & (old.nit > 0))
-        count = jnp.where(again, SWEEPS, first_sweeps)
+        count = jnp.where(again, SWEEPS, 0 if together else first_sweeps)
         x = sweep(part, gram, old.x, old.g, jnp.zeros_like(old.x), count)
         g = gradient(part, x)
         free = (interior(part, x) & own).astype(x.dtype)
@@ -181,6 +180,12 @@ def descend(
         new = Descent(*(jnp.where(keep, a, b) for a, b in zip(new, stay)))
         return new, unfinished(new, steps)
 
+    # With H at hand the whole block takes its first sweeps at once.
+    together = gram is not None
+    if together:
+        sweeps = jnp.where(jnp.any(active), first_sweeps, 0)
+        swept = sweep(problem, gram, x, gradient(problem, x), jnp.zeros_like(x), sweeps)
+        x = jnp.where(active, swept, x)
     start = state_at(problem, x, jnp.zeros_like(steps))
     given = (columns_of(problem), steps)
     pending = active & unfinished(start, steps)
