@@ -43,7 +43,10 @@ def work_off(step: Callable[[U, T, Array], tuple[T, Array]], given: U, state: T,
         at, total, index, order, rows = carry
         own = index < k
         old, _ = unpack_state(jnp.take(rows, index, axis=0, mode="clip"))
-        new, left = step(unpack_given(jnp.take(packed_given, index, axis=0, mode="clip")), old, own)
+        # Zeros for those that do not count make the given depend on the turn. XLA takes out of a loop what does not:
+        # of a single column all that a step computes of the given, factorisations for nobody.
+        mine = jnp.where(own[:, None], jnp.take(packed_given, index, axis=0, mode="clip"), 0)
+        new, left = step(unpack_given(mine), old, own)
         rows = rows.at[index].set(_pack((new, left & own))[0], mode="drop", unique_indices=True)
         return Turn(at + size, total, group(order, at + size, total), order, rows)
 

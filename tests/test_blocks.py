@@ -49,6 +49,20 @@ def test_map_columns(map_columns, N, size):
     assert set(seen) == {((2, width), (width,), (2, 1 if N != 1 else width), None)}
 
 
+@pytest.mark.parametrize("k", [1, 3])
+def test_queue_computes_nothing_for_nobody(k):
+    def step(given, state, own):
+        return jnp.linalg.qr(jnp.transpose(given, (2, 0, 1)), mode="r")[:, 0, 0], jnp.zeros_like(own)
+
+    def work(given, state, pending):
+        return work_off(step, given, state, pending, 2)
+
+    arguments = jnp.ones((4, 4, k)), jnp.zeros(k), jnp.zeros(k, bool)
+    entry = jax.jit(work).lower(*arguments).compile().as_text().partition("\nENTRY")[2]
+    assert "while(" in entry and "geqrf" not in entry  # a loop whose body has it
+    assert abs(work(arguments[0], arguments[1], jnp.arange(k) == 0)[0] + 2) < 1e-6
+
+
 def test_last_block_is_filled_up_with_real_columns():
     ends = []
 
