@@ -11,6 +11,7 @@ from jaxnnls._loops import after, once
 from jaxnnls._objective import Problem, einsum
 from jaxnnls._scaling import Scales, matrix_scales, relative, scale_matrix
 
+START_RIDGE = 1e-3  # 0 to 1e-2 are as good
 GAP = 30  # between what rounding leaves of dependent columns and what independent ones have, where rank is clear
 
 
@@ -20,6 +21,7 @@ class Matrix(NamedTuple):
     problem: Problem  # unit columns, right-hand sides still in their own units
     scales: Scales
     gram: Array | None  # (n, n), H; None where products with A are cheaper
+    start: Array | None  # (n, n), (H + START_RIDGE I)^-1, where there is H
     root: Array  # (min(m, n), n), R with R'R = A'A, or H where there is a Q
     basis: Array | None  # (m, n), for m > n: orthonormal columns with A = basis R
     inverse: Array | None  # (m, m), about (C C')^-1 with C = A diag(unit), for wide A
@@ -71,10 +73,14 @@ def prepare(problem: Problem) -> Matrix:
             singular = ~(distance > rounding)
             ranked, involved = null_space(root, singular, rounding)
             determined |= ~involved
+    start = None
+    if gram is not None:
+        start, _ = inverse_and_factor(after(gram, determined if inverse is None else inverse), START_RIDGE)
+        start = jnp.where(jnp.all(jnp.isfinite(start)), start, 0)  # an indefinite Q
     determined |= scales.junk
     singular &= ~jnp.all(determined)
     return Matrix(
-        scaled, scales, gram, root, basis, inverse, rounding, determined, singular, ranked, independent, finite
+        scaled, scales, gram, start, root, basis, inverse, rounding, determined, singular, ranked, independent, finite
     )
 
 
@@ -107,16 +113,20 @@ def null_space(R: Array, singular: Array, rounding: Array) -> tuple[Array, Array
     return ranked, involved
 
 
+def inverse_and_factor(M: Array, ridge: Array | float) -> tuple[Array, Array]:
+    """(M + ridge I)^-1 and the Cholesky factor of M + ridge I, (n, n)."""
+    identity = jnp.eye(len(M), dtype=M.dtype)
+    factor = jnp.linalg.cholesky(M + ridge * identity)
+    return jax.scipy.linalg.cho_solve((factor, True), identity), factor
+
+
 def regularised_inverse(M: Array) -> tuple[Array, Array]:
     """(M + delta I)^-1 with the smallest delta that rounding allows, and whether M is regular but for zero rows."""
-    m = M.shape[0]
     diagonal = jnp.diag(M)
     trace = jnp.sum(diagonal)
     delta = 8 * jnp.finfo(M.dtype).eps * jnp.where(trace > 0, trace, 1)
-    identity = jnp.eye(m, dtype=M.dtype)
-    factor = jnp.linalg.cholesky(M + delta * identity)
-    regular = jnp.all((jnp.diag(factor) ** 2 > 4 * delta) | (diagonal == 0))
-    return jax.scipy.linalg.cho_solve((factor, True), identity), regular
+    inverse, factor = inverse_and_factor(M, delta)
+    return inverse, jnp.all((jnp.diag(factor) ** 2 > 4 * delta) | (diagonal == 0))
 
 
 def root_of(H: Array) -> tuple[Array, Array]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxnnls._loops import anywhere
 from jaxnnls._objective import Problem, einsum
 
 # Mel bases hold columns whose norm is the rounding error of the others; in any dtype they mean zero.
@@ -60,8 +61,16 @@ def column_size(problem: Problem, scales: Scales) -> Array:
     """beta, the size of each right-hand side, (1, N)."""
     if problem.A is not None:
         assert problem.b is not None
-        start = einsum("ij,jk->ik", problem.A, jnp.clip(0, problem.lower, problem.upper))
-        size = jnp.maximum(column_norm(problem.b), column_norm(start))
+        A, b, start = lax.stop_gradient((problem.A, problem.b, jnp.clip(0, problem.lower, problem.upper)))
+        size = column_norm(b)
+        # Nearly always 0 is within the bounds, and the product need not be computed.
+        away = lax.cond(
+            anywhere(jnp.any(start != 0)),
+            lambda start: jnp.broadcast_to(column_norm(einsum("ij,jk->ik", A, start)), size.shape),
+            lambda start: jnp.zeros_like(size),
+            start,
+        )
+        size = jnp.maximum(size, away)
     else:
         size = jnp.max(jnp.where(scales.junk, 0, jnp.abs(problem.linear) / scales.s), axis=0, keepdims=True, initial=0)
     return lax.stop_gradient(jnp.where(size > 0, size, 1))
