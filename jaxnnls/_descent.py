@@ -86,7 +86,8 @@ def sweep(problem: Problem, gram: Array | None, x: Array, g: Array, e: Array, co
 
     The correction e is what is updated: its products with H are small numbers with small rounding errors. A variable
     costs one product with a row of H and one fused loop; bands of 2 to 16 variables, whose products are shared, took
-    1 to 2.5 times as long.
+    1 to 2.5 times as long, two or four variables a turn of the loop 0.9 to 1.2 times, and keeping the gradient instead
+    of a product with e 4 to 8 times.
     """
     n = x.shape[0]
     lower, upper = jnp.broadcast_to(problem.lower, x.shape), jnp.broadcast_to(problem.upper, x.shape)

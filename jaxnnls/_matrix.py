@@ -11,7 +11,7 @@ from jaxnnls._loops import after, once
 from jaxnnls._objective import Problem, einsum
 from jaxnnls._scaling import Scales, matrix_scales, relative, scale_matrix
 
-START_RIDGE = 1e-3  # 0 to 1e-2 are as good
+START_RIDGE = 1e-3  # 1e-4 is as good; with 1e-2, 256 x 84 chroma takes 1.2 times the steps
 GAP = 30  # between what rounding leaves of dependent columns and what independent ones have, where rank is clear
 
 

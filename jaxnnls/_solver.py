@@ -102,7 +102,7 @@ def solve_block(matrix: Matrix, original: Problem, block: Block, options: Option
     finite = matrix.finite & ~jnp.any(jnp.isnan(block.lower) | jnp.isnan(block.upper), axis=0)
     finite &= jnp.all(jnp.isfinite(block.linear), axis=0)
     if block.b is not None:
-        finite &= jnp.sum(0 * block.b, axis=0) == 0  # half the time of isfinite; a maximum may lose NaN
+        finite &= jnp.sum(0 * block.b, axis=0) == 0  # a maximum may lose NaN
     k = finite.shape[0]
     boxed = (block.lower <= block.upper) & (block.lower < jnp.inf) & (block.upper > -jnp.inf)
     feasible = jnp.all(boxed, axis=0)
