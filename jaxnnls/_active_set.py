@@ -16,11 +16,11 @@ objective falls along d_j = 1, d_F = -H_FF^-1 H_Fj without any curvature, until 
 This is for ill-conditioned curves with few parameters: it starts from an empty F, and the free sets of solutions are
 small and well conditioned, whatever A is. Its arithmetic is 5 n^2 a step and column, and no call of a factorisation.
 The direction is part of the state: XLA computes what several loops use once for each of them, but what one step leaves
-for the next only once (119 against 69 ms for the 20,000 curves).
+for the next only once (119 against 69 ms for the 20,000 curves). So are the weights of its sum, and the pivot, values
+of their own (0.77 of the time of all steps).
 """
 
-import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
@@ -31,15 +31,14 @@ from jaxnnls._objective import (
     Problem,
     attainable,
     columns_of,
-    einsum,
     gradient,
     with_columns,
 )
 from jaxnnls._queue import work_off
+from jaxnnls._small import first, materialised, weighted_sum
 
-FEW = 16  # variables
 VISITS = 4
-GROUP = 128  # columns that take steps together
+GROUP = 256  # columns that take steps together
 
 
 class State(NamedTuple):
@@ -51,21 +50,9 @@ class State(NamedTuple):
     d: Array  # (n, k), the direction of the next step
     ray: Array  # (k,), bool: whether there is no curvature along d
     stale: Array  # (k,), max |g| over F
-    pivot: Array  # (k,), the smallest one so far
     done: Array  # (k,), bool
     nit: Array  # (k,)
     step: Array
-
-
-def first(hit: Array, dtype: jnp.dtype[Any]) -> Array:
-    """1 for the first hit of each column, (n, k) -> (n, k). As a product: argmax is slow on a CPU."""
-    n, hit = len(hit), hit.astype(dtype)
-    return hit * (einsum("ij,jk->ik", jnp.tri(n, k=-1, dtype=dtype), hit) == 0)
-
-
-def weighted_sum(T: Array, weight: Array) -> Array:
-    """sum_i weight_i T_i, (n, n, k) and (n, k) -> (n, k). Written out: XLA reduces one number at a time on a CPU."""
-    return functools.reduce(jnp.add, [T[i] * weight[i] for i in range(len(T))])
 
 
 def exchange(T: Array, free: Array, pivot: Array) -> tuple[Array, Array, Array, Array]:
@@ -79,16 +66,13 @@ def exchange(T: Array, free: Array, pivot: Array) -> tuple[Array, Array, Array, 
     pivot = jnp.where(possible, pivot, 0)
     column = jnp.where(free == jnp.sum(pivot * free, axis=0), row, -row)
     factor = (column - pivot) * jnp.where(possible, 1 / jnp.where(possible, size, 1), 0)
-    # Products with the identity are values of their own. What XLA fuses it computes anew for each element of T, which
-    # takes 1.1 times as long.
-    identity = jnp.eye(len(T), dtype=T.dtype)
-    down, across = (einsum("ij,jk->ik", identity, v) for v in (factor, row + pivot))
+    down, across = materialised(factor), materialised(row + pivot)
     return T - down[:, None] * across[None], jnp.abs(free - pivot), row, jnp.where(possible, size, 0)
 
 
 def active_set(
     problem: Problem, gram: Array, x: Array, active: Array, tol: Array, max_steps: Array
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, Array]:
     """Solve the active columns from x.
 
     Parameters
@@ -106,27 +90,25 @@ def active_set(
     Returns
     -------
     x : Array, shape (n, k)
-    apart : Array of bool, shape (n, k)
-        Which columns are known to be independent of those of the free variables.
     nit : Array of int, shape (k,)
     """
     n = x.shape[0]
     most = jnp.minimum(VISITS * n, max_steps)
 
-    def run(given: Columns, state: tuple[Array, Array, Array], own: Array) -> tuple[tuple[Array, Array, Array], Array]:
+    def run(given: Columns, state: tuple[Array, Array], own: Array) -> tuple[tuple[Array, Array], Array]:
         part = with_columns(problem, given)
         lower, upper = given.lower, given.upper
 
         def step(state: State) -> State:
-            x, T, free, d, ray, stale, smallest, done, nit, count = state
+            x, T, free, d, ray, stale, done, nit, count = state
             # As far along d as the bounds allow, at most all the way, unless d is without curvature.
             ratio = jnp.where(d == 0, jnp.inf, (jnp.where(d > 0, upper, lower) - x) / jnp.where(d == 0, 1, d))
             t = jnp.min(ratio, axis=0)
             done |= ray & (t == jnp.inf)
             settled = ~ray & (t >= 1)
-            leave = first((ratio == t) & ~settled & ~done, x.dtype)
+            stop = (ratio == t) & ~settled
             y = jnp.clip(x + jnp.where(settled, 1, t) * d, lower, upper)
-            x = jnp.where(done, x, jnp.where(leave > 0, jnp.where(d > 0, upper, lower), y))
+            x = jnp.where(done, x, jnp.where(stop, jnp.where(d > 0, upper, lower), y))
 
             g = gradient(part, x)
             room = attainable(x, tol)
@@ -141,18 +123,17 @@ def active_set(
             # Beyond tol, down to rounding, as long as that is quick.
             fine = (stale <= attainable(x, 0)) | ((stale <= room) & (stale > 0.5 * before))
             done |= (settled & (worst <= room) & fine) | (nit >= most)
-            enter = first((wrong == worst) & (worst > room), x.dtype)
-            pivot = jnp.where(settled, enter, leave) * ~done
+            hit = jnp.where(settled, (wrong == worst) & (worst > room), stop) & ~done
+            pivot = first(hit.astype(x.dtype))
             T, free, row, size = exchange(T, free, pivot)
             possible = size > 0
-            smallest = jnp.where(possible, jnp.minimum(smallest, size), smallest)
             # A variable that cannot enter moves with those in F along a direction without curvature, up to a bound.
             ray = settled & (worst > room) & ~possible
             along = -jnp.sum(pivot * jnp.sign(g), axis=0) * (free * row + pivot)
-            d = jnp.where(done, 0, jnp.where(ray, along, -free * weighted_sum(T, free * g)))
-            return State(x, T, free, d, ray & ~done, stale, smallest, done, nit + ~done, count + 1)
+            d = jnp.where(done, 0, jnp.where(ray, along, -free * weighted_sum(T, materialised(free * g))))
+            return State(x, T, free, d, ray & ~done, stale, done, nit + ~done, count + 1)
 
-        x, _, nit = state
+        x, nit = state
         nothing = jnp.zeros_like(x)
         start = State(
             x,
@@ -161,21 +142,14 @@ def active_set(
             nothing,
             jnp.zeros_like(own),
             jnp.full_like(x[0], jnp.inf),
-            jnp.ones_like(x[0]),
             ~own,
             nit,
             jnp.zeros((), jnp.int32),
         )
         # Enough to free all variables, go the last step and correct it twice.
         end = while_loop(lambda s: (s.step < n + 3) & ~jnp.all(s.done), step, start)
-        # The squared distance of column j from the span of the others in F is T_jj outside of F, and inside 1 / T_jj.
-        diagonal = jnp.stack([end.T[j, j] for j in range(n)])
-        # Rounding of a small pivot spreads over the whole tableau.
-        least = 16 * n * jnp.finfo(x.dtype).eps / end.pivot
-        inside = (end.x > lower) & (end.x < upper)
-        apart = jnp.where(end.free > 0, diagonal * least < 1, (diagonal > least) & ~inside)
         # Pivots begin anew for those who need many: their tableau is worn, and easy columns need not wait for them.
-        return (end.x, apart, end.nit), ~end.done & (end.nit < most)
+        return (end.x, end.nit), ~end.done & (end.nit < most)
 
-    start = (x, jnp.zeros_like(x, bool), jnp.zeros_like(active, jnp.int32))
+    start = (x, jnp.zeros_like(active, jnp.int32))
     return work_off(run, columns_of(problem), start, active, GROUP)

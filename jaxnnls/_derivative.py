@@ -5,6 +5,7 @@ after block, summing the cotangent of a shared A inside each block, and differen
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -63,6 +64,9 @@ def _rule(
     return x, smooth_tangent(problem, x, smoothing, tangents[0], block_bytes)
 
 
+GROUP = 128  # columns that take the general rule together, at most: where one of them needs it
+
+
 class Part(NamedTuple):
     """The columns of one block and their tangents."""
 
@@ -115,27 +119,23 @@ def tangent(problem: Problem, x: Array, plain: Array, dproblem: Problem, block_b
             kind,
         )
 
+    def is_easy(part: Part) -> Array:
+        return (part.plain > 0) | ~jnp.isfinite(part.x[0])
+
+    def where_any(flags: Array, compute: Callable[[Part], Array], part: Part) -> Array:
+        return lax.cond(anywhere(jnp.any(flags)), compute, lambda part: jnp.zeros_like(part.x), part)
+
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def general(part: Part) -> Array:
-        return rule(general_rule, part)
+        return where_any(~is_easy(part), lambda part: rule(general_rule, part), part)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def block(part: Part) -> Array:
-        k = part.x.shape[1]
-        easy = (part.plain > 0) | ~jnp.isfinite(part.x[0])
+        k, easy = part.x.shape[1], is_easy(part)
         few = block_size(k, (12 * min(m, n) ** 2 + 24 * n + 12 * m) * itemsize, block_bytes)
-        quick = lax.cond(
-            anywhere(jnp.any(easy)),
-            lambda part: rule(regular_rule if inverse is None else fit_rule, part),
-            lambda part: jnp.zeros_like(part.x),
-            part,
-        )
-        slow = lax.cond(
-            anywhere(jnp.any(~easy)),
-            lambda part: map_columns(general, part, k, few),
-            lambda part: jnp.zeros_like(part.x),
-            part,
-        )
+        few = min(few, GROUP)
+        quick = where_any(easy, lambda part: rule(regular_rule if inverse is None else fit_rule, part), part)
+        slow = where_any(~easy, lambda part: map_columns(general, part, k, few), part)
         return jnp.where(easy, quick, slow)
 
     return map_columns(block, columns, N, block_size(N, (24 * n + 12 * m) * itemsize, block_bytes))

@@ -21,7 +21,8 @@ from jaxnnls._pseudoinverse import pseudoinverse
 from jaxnnls._queue import work_off
 
 CG_REDUCTION = 8  # eps
-GROUP_ELEMENTS = 2**18  # of the matrices that are factorised at a time, where conjugate gradients fail
+GROUP = 128  # columns whose matrices are factorised at a time, at most: those on which conjugate gradients fail
+GROUP_ELEMENTS = 2**18  # of these matrices, at most
 
 
 def hessian(problem: Problem) -> Array:
@@ -66,7 +67,7 @@ def linear_solve(
             K, _ = pseudoinverse(matrices(weight))
             return einsum("kij,jk->ik", K, r), jnp.zeros_like(own)
 
-        return work_off(direct, (weight, r), d, ~(square <= target), max(1, GROUP_ELEMENTS // p**2))
+        return work_off(direct, (weight, r), d, ~(square <= target), max(1, min(GROUP, GROUP_ELEMENTS // p**2)))
 
     return lax.custom_linear_solve(product, r, solve, symmetric=True)
 

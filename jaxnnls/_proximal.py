@@ -50,7 +50,7 @@ INACTIVE_WEIGHT = 1e-2
 PATIENCE = 4
 STALLED = 10
 CAUTION = 1e3  # how much larger sigma becomes after a step that failed, and smaller after one that did not
-GROUP = 32  # columns that take a step together, at most: those that need this are few, and each has its own number
+GROUP = 16  # columns that take a step together, at most: those that need this are few, and each has its own number
 GROUP_ELEMENTS = 2**16  # of the matrices that are factorised at a time, at most
 
 MINIMISE, SHORTEN, DONE = range(3)

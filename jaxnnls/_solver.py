@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxnnls._active_set import FEW, active_set
+from jaxnnls._active_set import active_set
 from jaxnnls._blocks import block_size, broadcasting, fill_columns
 from jaxnnls._descent import descend
 from jaxnnls._dual import least_norm
@@ -37,6 +37,7 @@ from jaxnnls._objective import (
 )
 from jaxnnls._proximal import rescue
 from jaxnnls._scaling import column_size, relative, scale_columns
+from jaxnnls._small import FEW
 from jaxnnls._solution import choose_status
 from jaxnnls._uniqueness import judge_faces
 
@@ -202,7 +203,7 @@ def iterate(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: 
 
     rest = usable & ~fitted
     if matrix.gram is not None and x.shape[0] <= FEW:
-        x, apart, steps = active_set(problem, matrix.gram, x, rest, options.tol, options.max_steps)
+        x, steps = active_set(problem, matrix.gram, x, rest, options.tol, options.max_steps)
         g = gradient(problem, x)
         optimality = natural_residual(x, g, problem.lower, problem.upper)
     elif problem.Q is not None and x.shape[1] <= FEW_COLUMNS:
@@ -210,17 +211,15 @@ def iterate(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: 
         x, steps = interior_point(problem, matrix.gram, x, rest, options.tol, options.max_steps)
         g = gradient(problem, x)
         optimality = natural_residual(x, g, problem.lower, problem.upper)
-        apart = jnp.zeros_like(x, bool)
     else:
         steps = jnp.minimum(DESCENT_STEPS, options.max_steps - nit)
         start = None if warm else matrix.start
         end = descend(problem, matrix.gram, start, x, rest, options.tol, steps)
         x, g, optimality, steps = end[:4]
-        apart = jnp.zeros_like(x, bool)
     nit += steps
     good = rest & (optimality <= attainable(x, options.tol))
     ask = good & matrix.singular
-    unique = ~matrix.singular | judge_faces(problem, matrix, x, g, optimality, apart, ask)
+    unique = ~matrix.singular | judge_faces(problem, matrix, x, g, optimality, ask)
     pending = rest & ~(good & unique) & (nit < options.max_steps)
     left = options.max_steps - nit
     x, shortest, steps = rescue(problem, matrix, x, pending, options.tol, left)

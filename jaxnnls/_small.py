@@ -1,0 +1,35 @@
+"""Few variables, columns innermost: sums written out, and choices as products.
+
+A small matrix for each of many columns is one array (n, n, k). Each of its elements is a vector of k numbers, and a
+step of elimination for all columns a few loops over such vectors, which is what XLA compiles best: a batch of 256
+factorisations of 12 x 12 by LAPACK takes four times as long.
+"""
+
+import functools
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxnnls._objective import einsum
+
+FEW = 16  # variables
+
+
+def materialised(v: Array) -> Array:
+    """v as a value of its own, (n, k): what XLA fuses, it computes anew for each element of what it fuses it into.
+
+    A product with the identity; an `optimization_barrier` does not help.
+    """
+    return einsum("ij,jk->ik", jnp.eye(len(v), dtype=v.dtype), v)
+
+
+def first(hit: Array) -> Array:
+    """1 for the first hit of each column, (n, k), 0 or 1. By two products: argmax is slow on a CPU."""
+    n, dtype = len(hit), hit.dtype
+    begun = jnp.minimum(einsum("ij,jk->ik", jnp.tri(n, dtype=dtype), hit), 1)
+    return einsum("ij,jk->ik", jnp.eye(n, dtype=dtype) - jnp.eye(n, k=-1, dtype=dtype), begun)
+
+
+def weighted_sum(T: Array, weight: Array) -> Array:
+    """sum_i weight_i T_i, (n, p, k) and (n, k) -> (p, k). Written out: XLA reduces one number at a time on a CPU."""
+    return functools.reduce(jnp.add, [T[i] * weight[i] for i in range(len(weight))])
