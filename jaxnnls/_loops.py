@@ -53,6 +53,14 @@ def _anywhere_in_batch(axis_size: int, in_batched: list[bool], flag: Array) -> t
     return anywhere(jnp.any(flag)), False
 
 
+def if_any(flags: Array, f: Callable[[T], T], start: T) -> T:
+    """f(start) where any flag is raised, in any lane under vmap; else start.
+
+    What XLA takes out of the loops of f it then computes only if f is.
+    """
+    return lax.cond(anywhere(jnp.any(flags)), lambda start: alike(f(start)), lambda start: start, alike(start))
+
+
 def while_loop(going: Callable[[T], Array], step: Callable[[T], T], start: T) -> T:
     """`lax.while_loop` that also runs under `jax.shard_map`, and is fast under `jax.vmap`.
 
@@ -93,5 +101,5 @@ def after(value: Array, other: Array) -> Array:
     QR factorisations of 300 x 300). So under vmap none may start before the one before it is done, and XLA respects
     dependencies between data only, no `optimization_barrier`.
     """
-    always = jnp.all(jnp.isfinite(jnp.nan_to_num(lax.stop_gradient(other))))
+    always = jnp.isfinite(jnp.nan_to_num(lax.stop_gradient(other).ravel()[0]))
     return jnp.where(always, value, jnp.nan)

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jaxnnls import _rank as rank
-from jaxnnls._loops import after, once
+from jaxnnls._loops import after, anywhere, once
 from jaxnnls._objective import Problem, einsum
 from jaxnnls._scaling import Scales, matrix_scales, relative, scale_matrix
 
@@ -23,6 +23,7 @@ class Matrix(NamedTuple):
     gram: Array | None  # (n, n), H; None where products with A are cheaper
     start: Array | None  # (n, n), (H + START_RIDGE I)^-1, where there is H
     root: Array  # (min(m, n), n), R with R'R = A'A, or H where there is a Q
+    gram_inverse: Array | None  # (n, n), H^-1, for a Q; nothing of use where H is singular
     basis: Array | None  # (m, n), for m > n: orthonormal columns with A = basis R
     inverse: Array | None  # (m, m), about (C C')^-1 with C = A diag(unit), for wide A
     rounding: Array  # (), the distance between columns of R that rounding leaves of dependent ones
@@ -38,7 +39,7 @@ def prepare(problem: Problem) -> Matrix:
     finite = jnp.all(jnp.isfinite(problem.ridge))
     for matrix in (problem.A, problem.Q):
         if matrix is not None:
-            finite &= jnp.all(jnp.isfinite(matrix))
+            finite &= jnp.sum(matrix - matrix) == 0
     problem = problem._replace(
         A=None if problem.A is None else jnp.where(finite, problem.A, 0),
         Q=None if problem.Q is None else jnp.where(finite, (problem.Q + problem.Q.T) / 2, 0),
@@ -47,7 +48,7 @@ def prepare(problem: Problem) -> Matrix:
     scales = matrix_scales(problem)
     scaled = scale_matrix(problem, scales)
     n, eps = len(scales.s), jnp.finfo(scales.s.dtype).eps
-    gram, basis, inverse = None, None, None
+    gram, gram_inverse, basis, inverse = None, None, None, None
     # Null vectors are zero where a ridge counts; one that is less than rounding is as good as none.
     determined = scaled.ridge > eps
     independent, ranked = jnp.zeros_like(finite), jnp.ones_like(finite)
@@ -55,8 +56,15 @@ def prepare(problem: Problem) -> Matrix:
     if scaled.A is None:
         assert scaled.Q is not None
         gram = jnp.where(jnp.eye(n, dtype=bool), 1, scaled.Q)
-        root, singular = root_of(scaled.Q + jnp.diag(jnp.where(scales.junk[:, 0], 1, 0)))
+        root, singular, gram_inverse = root_of(scaled.Q + jnp.diag(jnp.where(scales.junk[:, 0], 1, 0)))
         gram = after(gram, root)
+        gram_inverse = lax.cond(
+            anywhere(jnp.any(scaled.ridge > 0)),
+            lambda H, inverse: inverse_and_factor(H)[0],
+            lambda H, inverse: inverse,
+            gram,
+            gram_inverse,
+        )
     else:
         A = scaled.A
         m = A.shape[0]
@@ -75,12 +83,26 @@ def prepare(problem: Problem) -> Matrix:
             determined |= ~involved
     start = None
     if gram is not None:
-        start, _ = inverse_and_factor(after(gram, determined if inverse is None else inverse), START_RIDGE)
+        ridged = gram + START_RIDGE * jnp.eye(n, dtype=gram.dtype)
+        start, _ = inverse_and_factor(after(ridged, determined if inverse is None else inverse))
         start = jnp.where(jnp.all(jnp.isfinite(start)), start, 0)  # an indefinite Q
     determined |= scales.junk
     singular &= ~jnp.all(determined)
     return Matrix(
-        scaled, scales, gram, start, root, basis, inverse, rounding, determined, singular, ranked, independent, finite
+        scaled,
+        scales,
+        gram,
+        start,
+        root,
+        gram_inverse,
+        basis,
+        inverse,
+        rounding,
+        determined,
+        singular,
+        ranked,
+        independent,
+        finite,
     )
 
 
@@ -113,11 +135,11 @@ def null_space(R: Array, singular: Array, rounding: Array) -> tuple[Array, Array
     return ranked, involved
 
 
-def inverse_and_factor(M: Array, ridge: Array | float) -> tuple[Array, Array]:
-    """(M + ridge I)^-1 and the Cholesky factor of M + ridge I, (n, n)."""
-    identity = jnp.eye(len(M), dtype=M.dtype)
-    factor = jnp.linalg.cholesky(M + ridge * identity)
-    return jax.scipy.linalg.cho_solve((factor, True), identity), factor
+def inverse_and_factor(M: Array) -> tuple[Array, Array]:
+    """M^-1 and the Cholesky factor of M, (n, n)."""
+    # LAPACK wants columns contiguous, and XLA has rows: transposed, what is symmetric need not be copied.
+    factor = lax.linalg.cholesky(M.T, symmetrize_input=False)
+    return jax.scipy.linalg.cho_solve((factor, True), jnp.eye(len(M), dtype=M.dtype)).T, factor
 
 
 def regularised_inverse(M: Array) -> tuple[Array, Array]:
@@ -125,19 +147,21 @@ def regularised_inverse(M: Array) -> tuple[Array, Array]:
     diagonal = jnp.diag(M)
     trace = jnp.sum(diagonal)
     delta = 8 * jnp.finfo(M.dtype).eps * jnp.where(trace > 0, trace, 1)
-    inverse, factor = inverse_and_factor(M, delta)
+    inverse, factor = inverse_and_factor(M + delta * jnp.eye(len(M), dtype=M.dtype))
     return inverse, jnp.all((jnp.diag(factor) ** 2 > 4 * delta) | (diagonal == 0))
 
 
-def root_of(H: Array) -> tuple[Array, Array]:
-    """R with R'R = H, and whether H is singular: the Cholesky factor, or for a singular H by its eigenvalues."""
+def root_of(H: Array) -> tuple[Array, Array, Array]:
+    """R with R'R = H, whether H is singular, and if not H^-1: R is the Cholesky factor, or else by eigenvalues."""
     n, eps = H.shape[0], jnp.finfo(H.dtype).eps
-    factor = jnp.linalg.cholesky(H).T
-    singular = ~(rank.least_distance(rank.inverse(factor), n) ** 2 > 16 * n * eps)
+    inverse, factor = inverse_and_factor(H)
+    # The squared distance of a column of R from the span of the others is 1 / (H^-1)_jj.
+    singular = ~(jnp.max(jnp.diag(inverse), initial=0) * 16 * n * eps < 1)
 
-    def by_eigenvalues(H: Array) -> Array:
-        values, vectors = jnp.linalg.eigh(H)
+    def by_eigenvalues(H: Array, factor: Array) -> Array:
+        values, vectors = jnp.linalg.eigh(after(H, inverse))
         kept = values > n * eps * jnp.max(values, initial=0)
-        return jnp.sqrt(jnp.where(kept, values, 0))[:, None] * vectors.T
+        return jnp.where(singular, vectors * jnp.sqrt(jnp.where(kept, values, 0)), factor)
 
-    return once(singular, by_eigenvalues, jnp.where(singular, H, factor)), singular
+    factor = lax.cond(anywhere(singular), by_eigenvalues, lambda H, factor: factor, H, factor)
+    return factor.T, singular, inverse

@@ -25,7 +25,9 @@ from jaxnnls._active_set import active_set
 from jaxnnls._blocks import block_size, broadcasting, fill_columns
 from jaxnnls._descent import descend
 from jaxnnls._dual import least_norm
+from jaxnnls._dual_active_set import dual_active_set
 from jaxnnls._interior import interior_point
+from jaxnnls._loops import if_any
 from jaxnnls._matrix import Matrix, prepare
 from jaxnnls._objective import (
     Problem,
@@ -103,7 +105,7 @@ def solve_block(matrix: Matrix, original: Problem, block: Block, options: Option
     finite = matrix.finite & ~jnp.any(jnp.isnan(block.lower) | jnp.isnan(block.upper), axis=0)
     finite &= jnp.all(jnp.isfinite(block.linear), axis=0)
     if block.b is not None:
-        finite &= jnp.sum(0 * block.b, axis=0) == 0  # a maximum may lose NaN
+        finite &= jnp.sum(block.b - block.b, axis=0) == 0  # a maximum may lose NaN
     k = finite.shape[0]
     boxed = (block.lower <= block.upper) & (block.lower < jnp.inf) & (block.upper > -jnp.inf)
     feasible = jnp.all(boxed, axis=0)
@@ -207,8 +209,15 @@ def iterate(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: 
         g = gradient(problem, x)
         optimality = natural_residual(x, g, problem.lower, problem.upper)
     elif problem.Q is not None and x.shape[1] <= FEW_COLUMNS:
-        assert matrix.gram is not None
-        x, steps = interior_point(problem, matrix.gram, x, rest, options.tol, options.max_steps)
+        assert matrix.gram is not None and matrix.gram_inverse is not None
+        most = jnp.minimum(options.max_steps // 2, len(x))
+        x, pivots = dual_active_set(problem, matrix.gram_inverse, x, rest & ~matrix.singular, most)
+        g = gradient(problem, x)
+        optimality = natural_residual(x, g, problem.lower, problem.upper)
+        left = rest & ~(optimality <= attainable(x, options.tol))
+        gram, most = matrix.gram, options.max_steps - most
+        x, steps = if_any(left, lambda s: interior_point(problem, gram, s[0], left, options.tol, most), (x, 0 * pivots))
+        steps += pivots
         g = gradient(problem, x)
         optimality = natural_residual(x, g, problem.lower, problem.upper)
     else:
@@ -222,7 +231,9 @@ def iterate(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: 
     unique = ~matrix.singular | judge_faces(problem, matrix, x, g, optimality, ask)
     pending = rest & ~(good & unique) & (nit < options.max_steps)
     left = options.max_steps - nit
-    x, shortest, steps = rescue(problem, matrix, x, pending, options.tol, left)
+    x, shortest, steps = if_any(
+        pending, lambda s: rescue(problem, matrix, s[0], pending, options.tol, left), (x, ~unique & False, 0 * nit)
+    )
     x = on_bounds(problem, x, options.tol)
     return Progress(x, fitted | unique | shortest, unique, fitted, nit + steps)
 

@@ -12,10 +12,13 @@ A group of small faces is judged by elimination for all at once (20,000 decay cu
 solve; factorised by LAPACK a third), larger ones by a factorisation each.
 """
 
+import functools
+
 import jax.numpy as jnp
 from jax import Array
 
 from jaxnnls import _rank as rank
+from jaxnnls._loops import if_any
 from jaxnnls._matrix import Matrix
 from jaxnnls._objective import Problem, attainable
 from jaxnnls._queue import work_off
@@ -73,4 +76,5 @@ def judge_faces(problem: Problem, matrix: Matrix, x: Array, g: Array, optimality
         return own & (in_face <= p) & unique, jnp.zeros_like(own)
 
     judge, size = (by_elimination, GROUP) if n <= FEW else (by_factorisation, max(1, GROUP_ELEMENTS // (p * n)))
-    return known | work_off(judge, (free, member), jnp.zeros_like(ask), pending, size)
+    work = functools.partial(work_off, judge, (free, member), pending=pending, size=size)
+    return known | if_any(pending, work, jnp.zeros_like(ask))
