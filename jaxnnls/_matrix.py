@@ -55,16 +55,10 @@ def prepare(problem: Problem) -> Matrix:
     rounding = 4 * jnp.sqrt(max(n, 1 if scaled.A is None else len(scaled.A))) * eps
     if scaled.A is None:
         assert scaled.Q is not None
+        # The ridge becomes a part of Q, and the diagonal is exactly what it is scaled to.
         gram = jnp.where(jnp.eye(n, dtype=bool), 1, scaled.Q)
-        root, singular, gram_inverse = root_of(scaled.Q + jnp.diag(jnp.where(scales.junk[:, 0], 1, 0)))
-        gram = after(gram, root)
-        gram_inverse = lax.cond(
-            anywhere(jnp.any(scaled.ridge > 0)),
-            lambda H, inverse: inverse_and_factor(H)[0],
-            lambda H, inverse: inverse,
-            gram,
-            gram_inverse,
-        )
+        scaled = scaled._replace(Q=gram, ridge=jnp.zeros_like(scaled.ridge))
+        root, singular, gram_inverse = root_of(gram)
     else:
         A = scaled.A
         m = A.shape[0]
@@ -84,7 +78,8 @@ def prepare(problem: Problem) -> Matrix:
     start = None
     if gram is not None:
         ridged = gram + START_RIDGE * jnp.eye(n, dtype=gram.dtype)
-        start, _ = inverse_and_factor(after(ridged, determined if inverse is None else inverse))
+        factorised = root if scaled.A is None else determined if inverse is None else inverse
+        start, _ = inverse_and_factor(after(ridged, factorised))
         start = jnp.where(jnp.all(jnp.isfinite(start)), start, 0)  # an indefinite Q
     determined |= scales.junk
     singular &= ~jnp.all(determined)
