@@ -210,13 +210,15 @@ def iterate(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: 
         optimality = natural_residual(x, g, problem.lower, problem.upper)
     elif problem.Q is not None and x.shape[1] <= FEW_COLUMNS:
         assert matrix.gram is not None and matrix.gram_inverse is not None
-        most = jnp.minimum(options.max_steps // 2, len(x))
+        most = jnp.minimum(options.max_steps, len(x)) // 2
         x, pivots = dual_active_set(problem, matrix.gram_inverse, x, rest & ~matrix.singular, most)
         g = gradient(problem, x)
         optimality = natural_residual(x, g, problem.lower, problem.upper)
         left = rest & ~(optimality <= attainable(x, options.tol))
         gram, most = matrix.gram, options.max_steps - most
-        x, steps = if_any(left, lambda s: interior_point(problem, gram, s[0], left, options.tol, most), (x, 0 * pivots))
+        x, steps = if_any(
+            left, lambda s: interior_point(problem, gram, s[0], left, options.tol, most), (x, jnp.zeros_like(pivots))
+        )
         steps += pivots
         g = gradient(problem, x)
         optimality = natural_residual(x, g, problem.lower, problem.upper)
@@ -232,7 +234,9 @@ def iterate(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: 
     pending = rest & ~(good & unique) & (nit < options.max_steps)
     left = options.max_steps - nit
     x, shortest, steps = if_any(
-        pending, lambda s: rescue(problem, matrix, s[0], pending, options.tol, left), (x, ~unique & False, 0 * nit)
+        pending,
+        lambda s: rescue(problem, matrix, s[0], pending, options.tol, left),
+        (x, jnp.zeros_like(pending), jnp.zeros_like(nit)),
     )
     x = on_bounds(problem, x, options.tol)
     return Progress(x, fitted | unique | shortest, unique, fitted, nit + steps)

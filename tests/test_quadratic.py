@@ -8,6 +8,8 @@ from scipy.optimize import nnls as scipy_nnls
 
 import jaxnnls
 from jaxnnls import Status
+from jaxnnls._dual_active_set import dual_active_set
+from jaxnnls._objective import Problem, gradient, natural_residual
 
 N_PIXELS, N_CURVES = 64, 24
 
@@ -43,11 +45,66 @@ def test_gram_system(x64, seed):
     sol = jaxnnls.box_qp(Q, q)
     assert sol.status == Status.CONVERGED
     assert optimality(Q, q, np.asarray(sol.x)) < 1e-13
-    assert sol.nit < 30
+    assert sol.nit < len(q) / 2 + 30  # pivots, and where these do not do, steps with a factorisation
     R = np.linalg.cholesky(Q).T
     expected = scipy_nnls(R, np.linalg.solve(R.T, q))[0]
     assert 0 < np.sum(expected == 0) < len(q)
     np.testing.assert_allclose(Q @ sol.x, Q @ expected, atol=1e-9 * np.abs(q).max())
+
+
+def bounded_program(rng, n, k, held):
+    """H with a unit diagonal, and programs of known solution with `held` active bounds in each column, of all kinds."""
+    A = rng.standard_normal((2 * n, n)) * np.geomspace(1, 1e-2, n)
+    H = A.T @ A
+    H /= np.sqrt(np.outer(np.diag(H), np.diag(H)))
+    x = rng.standard_normal((n, k))
+    place = np.argsort(rng.random((n, k)), axis=0)
+    at_lower, at_upper = place < held // 2, (place >= held // 2) & (place < held)
+    fixed = at_lower & (rng.random((n, k)) < 0.2)
+    lower = np.where(at_lower, x, np.where(rng.random((n, k)) < 0.5, -np.inf, x - rng.uniform(0.1, 1, (n, k))))
+    upper = np.where(at_upper, x, np.where(rng.random((n, k)) < 0.5, np.inf, x + rng.uniform(0.1, 1, (n, k))))
+    lower, upper = np.where(at_upper & (lower == -np.inf), x - 1, lower), np.where(fixed, x, upper)
+    multiplier = rng.uniform(0.1, 1, (n, k)) * (at_lower * 1.0 - at_upper)
+    multiplier = np.where(fixed, rng.standard_normal((n, k)), multiplier)
+    linear = multiplier - H @ x
+    problem = Problem(None, jnp.asarray(H), None, jnp.asarray(linear), jnp.zeros((n, 1)), lower, upper)
+    return problem, x, np.clip(np.zeros((n, k)), lower, upper)
+
+
+@pytest.mark.parametrize("held", [0, 1, 20, 50])
+def test_bounds_become_active_one_by_one(x64, held):
+    problem, expected, start = bounded_program(np.random.default_rng(held), 80, 4, held)
+    active = jnp.array([True, True, False, True])
+    solve = jax.jit(dual_active_set)
+    x, pivots = solve(problem, jnp.linalg.inv(problem.Q), jnp.asarray(start), active, jnp.asarray(400))
+    np.testing.assert_allclose(x[:, active], expected[:, active], atol=1e-9)
+    np.testing.assert_array_equal(x[:, 2], start[:, 2])
+    on_bounds = (expected == problem.lower) | (expected == problem.upper)
+    np.testing.assert_array_equal((x == expected)[:, active] & on_bounds[:, active], on_bounds[:, active])
+    assert pivots[2] == 0 and np.all(pivots[active] >= held) and np.all(pivots <= 2 * held)
+
+
+@pytest.mark.parametrize(("slots", "limit"), [(32, 400), (256, 10)])
+def test_too_many_active_bounds_are_left_to_others(x64, monkeypatch, slots, limit):
+    monkeypatch.setattr("jaxnnls._dual_active_set.SLOTS", slots)
+    problem, expected, start = bounded_program(np.random.default_rng(7), 80, 2, 50)
+    K = jnp.linalg.inv(problem.Q)
+    x, pivots = dual_active_set(problem, K, jnp.asarray(start), jnp.ones(2, bool), jnp.asarray(limit))
+    assert np.all(np.isfinite(x)) and np.all((problem.lower <= x) & (x <= problem.upper))
+    assert not np.allclose(x, expected, atol=1e-3) and np.all(pivots <= limit)
+
+    def residual(x):
+        return natural_residual(x, gradient(problem, x), problem.lower, problem.upper)
+
+    assert np.all(residual(x) <= residual(jnp.asarray(start)))
+
+
+def test_more_active_bounds_than_pivots(x64):
+    n = 80
+    problem, expected, _ = bounded_program(np.random.default_rng(8), n, 1, n - 5)
+    sol = jaxnnls.box_qp(problem.Q, -problem.linear, bounds=(problem.lower, problem.upper))
+    np.testing.assert_array_equal(sol.status, Status.CONVERGED)
+    np.testing.assert_allclose(sol.x, expected, atol=1e-9)
 
 
 def test_gram_systems_under_vmap(x64):
