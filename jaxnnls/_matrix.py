@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxnnls import _rank as rank
-from jaxnnls._loops import after, anywhere, once
+from jaxnnls._loops import after, once
 from jaxnnls._objective import Problem, einsum
 from jaxnnls._scaling import Scales, matrix_scales, relative, scale_matrix
 
@@ -153,10 +153,9 @@ def root_of(H: Array) -> tuple[Array, Array, Array]:
     # The squared distance of a column of R from the span of the others is 1 / (H^-1)_jj.
     singular = ~(jnp.max(jnp.diag(inverse), initial=0) * 16 * n * eps < 1)
 
-    def by_eigenvalues(H: Array, factor: Array) -> Array:
+    def by_eigenvalues(H: Array) -> Array:
         values, vectors = jnp.linalg.eigh(after(H, inverse))
         kept = values > n * eps * jnp.max(values, initial=0)
-        return jnp.where(singular, vectors * jnp.sqrt(jnp.where(kept, values, 0)), factor)
+        return jnp.sqrt(jnp.where(kept, values, 0))[:, None] * vectors.T
 
-    factor = lax.cond(anywhere(singular), by_eigenvalues, lambda H, factor: factor, H, factor)
-    return factor.T, singular, inverse
+    return once(singular, by_eigenvalues, jnp.where(singular, H, factor.T)), singular, inverse

@@ -5,7 +5,7 @@ rounding. Then each part takes over the columns that the one before it left unso
 
     wide A, no ridge, no l1:   `least_norm`, the dual: exact fits, already of least norm
     few variables:             `active_set`
-    Q and few columns:         `interior_point`
+    Q and few columns:         `_quadratic`, pivots of a dual active set, or an interior point
     other problems:            `descend`, sweeps and conjugate gradients
     is the minimiser unique?   `judge_faces`, where A does not have full rank
     what is left, and          `rescue`, proximal Newton with factorisations, a few columns at a time
@@ -25,8 +25,6 @@ from jaxnnls._active_set import active_set
 from jaxnnls._blocks import block_size, broadcasting, fill_columns
 from jaxnnls._descent import descend
 from jaxnnls._dual import least_norm
-from jaxnnls._dual_active_set import dual_active_set
-from jaxnnls._interior import interior_point
 from jaxnnls._loops import if_any
 from jaxnnls._matrix import Matrix, prepare
 from jaxnnls._objective import (
@@ -38,6 +36,7 @@ from jaxnnls._objective import (
     natural_residual,
 )
 from jaxnnls._proximal import rescue
+from jaxnnls._quadratic import solve_few
 from jaxnnls._scaling import column_size, relative, scale_columns
 from jaxnnls._small import FEW
 from jaxnnls._solution import choose_status
@@ -209,17 +208,7 @@ def iterate(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: 
         g = gradient(problem, x)
         optimality = natural_residual(x, g, problem.lower, problem.upper)
     elif problem.Q is not None and x.shape[1] <= FEW_COLUMNS:
-        assert matrix.gram is not None and matrix.gram_inverse is not None
-        most = jnp.minimum(options.max_steps, len(x)) // 2
-        x, pivots = dual_active_set(problem, matrix.gram_inverse, x, rest & ~matrix.singular, most)
-        g = gradient(problem, x)
-        optimality = natural_residual(x, g, problem.lower, problem.upper)
-        left = rest & ~(optimality <= attainable(x, options.tol))
-        gram, most = matrix.gram, options.max_steps - most
-        x, steps = if_any(
-            left, lambda s: interior_point(problem, gram, s[0], left, options.tol, most), (x, jnp.zeros_like(pivots))
-        )
-        steps += pivots
+        x, steps = solve_few(problem, matrix, x, rest, options.tol, options.max_steps)
         g = gradient(problem, x)
         optimality = natural_residual(x, g, problem.lower, problem.upper)
     else:
@@ -233,11 +222,11 @@ def iterate(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: 
     unique = ~matrix.singular | judge_faces(problem, matrix, x, g, optimality, ask)
     pending = rest & ~(good & unique) & (nit < options.max_steps)
     left = options.max_steps - nit
-    x, shortest, steps = if_any(
-        pending,
-        lambda s: rescue(problem, matrix, s[0], pending, options.tol, left),
-        (x, jnp.zeros_like(pending), jnp.zeros_like(nit)),
-    )
+
+    def rescued(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        return rescue(problem, matrix, state[0], pending, options.tol, left)
+
+    x, shortest, steps = if_any(pending, rescued, (x, jnp.zeros_like(pending), jnp.zeros_like(nit)))
     x = on_bounds(problem, x, options.tol)
     return Progress(x, fitted | unique | shortest, unique, fitted, nit + steps)
 
