@@ -101,5 +101,6 @@ def after(value: Array, other: Array) -> Array:
     QR factorisations of 300 x 300). So under vmap none may start before the one before it is done, and XLA respects
     dependencies between data only, no `optimization_barrier`.
     """
-    always = jnp.isfinite(jnp.nan_to_num(lax.stop_gradient(other).ravel()[0]))
+    one = jnp.sum(lax.stop_gradient(other).ravel()[:1])  # 0 of nothing, where there are no columns
+    always = jnp.isfinite(jnp.nan_to_num(one))
     return jnp.where(always, value, jnp.nan)

@@ -159,3 +159,11 @@ def test_second_derivative_in_the_body_of_a_loop(x64):
 
     np.testing.assert_allclose(product(jax.checkpoint), [[0], [1.2]], atol=1e-12)
     assert not np.any(np.isfinite(product(lambda f: f)))
+
+
+@pytest.mark.parametrize(("shape", "options"), [((3, 5), {}), ((5, 3), {"smoothing": 1e-3})])
+def test_no_columns_have_a_gradient_of_zero(shape, options):
+    A, B = jnp.ones(shape) + jnp.eye(*shape), jnp.zeros((shape[0], 0))
+    of_A, of_B = jax.grad(lambda A, B: jnp.sum(jaxnnls.nnls(A, B, **options)), argnums=(0, 1))(A, B)
+    np.testing.assert_array_equal(of_A, np.zeros(shape))
+    assert of_B.shape == B.shape
