@@ -74,29 +74,24 @@ def map_columns(f: Callable[[T], U], columns: T, N: int, size: int) -> U:
 
 
 @broadcasting
-def fill_columns(f: Callable[[T], U], columns: T, N: int, size: int) -> U:
+def fill_columns(f: Callable[[T], U], columns: T, empty: U, size: int) -> U:
     """As `map_columns`, in the memory of a block and the result: for what is not differentiated.
 
-    Blocks are sliced where they lie and written where they belong. The transpose of that would run over all columns
-    for every block, so `map_columns`, which has a transpose, lays them out first.
+    Blocks are sliced where they lie and written where they belong, into what is `empty`, with last axis N. The
+    transpose of that would run over all columns for every block, so `map_columns`, which has a transpose, lays them out
+    first.
     """
+    N = jax.tree.leaves(empty)[0].shape[-1]
     if size >= N:
         return map_columns(f, columns, N, size)
 
-    def block(start: Array) -> U:
-        return f(
-            jax.tree.map(
-                lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size, axis=-1) if leaf.shape[-1] == N else leaf,
-                columns,
-            )
-        )
-
     def fill(i: Array, out: U) -> U:
         start = jnp.minimum(i * size, N - size)
+        block = jax.tree.map(
+            lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size, axis=-1) if leaf.shape[-1] == N else leaf, columns
+        )
         return jax.tree.map(
-            lambda whole, part: lax.dynamic_update_slice_in_dim(whole, part, start, axis=-1), out, block(start)
+            lambda whole, part: lax.dynamic_update_slice_in_dim(whole, part, start, axis=-1), out, f(block)
         )
 
-    shapes = jax.eval_shape(block, jnp.zeros((), jnp.int32))
-    out = jax.tree.map(lambda leaf: jnp.zeros((*leaf.shape[:-1], N), leaf.dtype), shapes)
-    return fori_loop(math.ceil(N / size), fill, varying_with(out, columns))
+    return fori_loop(math.ceil(N / size), fill, varying_with(empty, columns))

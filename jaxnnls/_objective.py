@@ -71,6 +71,7 @@ def objective(problem: Problem, x: Array) -> Array:
     return value
 
 
+@jax.jit  # traced once for all places that need it
 def gradient(problem: Problem, x: Array) -> Array:
     """The gradient of the objective with respect to x, (n, N). At a solution it is the dual variable."""
     return jax.grad(objective, argnums=1)(problem, x)

@@ -170,9 +170,19 @@ class State(NamedTuple):
     least: Array  # (k,), half the squared norm that no minimiser is below; infinite before a projection
 
 
+class Rescued(NamedTuple):
+    """What `rescue` has reached."""
+
+    x: Array  # (n, k)
+    g: Array  # (n, k), the gradient at x
+    optimality: Array  # (k,)
+    shortest: Array  # (k,), bool: whether x is known to be the minimiser of least norm
+    nit: Array  # (k,), factorisations
+
+
 def rescue(
-    problem: Problem, matrix: Matrix, x: Array, active: Array, tol: Array, max_steps: Array
-) -> tuple[Array, Array, Array]:
+    problem: Problem, matrix: Matrix, x: Array, g: Array, optimality: Array, active: Array, tol: Array, max_steps: Array
+) -> Rescued:
     """Bring columns to optimality and, where the minimiser may not be unique, to the least norm.
 
     Parameters
@@ -181,19 +191,14 @@ def rescue(
         A block of k columns, scaled.
     matrix : Matrix
         R is its root; least norm refers to x_scaled / unit.
-    x : Array, shape (n, k)
-        The start, within bounds.
+    x, g : Array, shape (n, k)
+        The start, within bounds, and the gradient there.
+    optimality : Array, shape (k,)
+        Of the start.
     active : Array of bool, shape (k,)
+        Other columns are returned as they are.
     tol : Array, shape ()
     max_steps : Array of int, shape (k,)
-
-    Returns
-    -------
-    x : Array, shape (n, k)
-    shortest : Array of bool, shape (k,)
-        Whether x is known to be the minimiser of least norm.
-    nit : Array of int, shape (k,)
-        Factorisations.
     """
     R, determined, singular, ridge = matrix.root, matrix.determined, matrix.singular, problem.ridge
     root_eps = jnp.sqrt(jnp.finfo(x.dtype).eps)
@@ -209,10 +214,6 @@ def rescue(
         return jnp.where(size > 0, size, 1)
 
     sigma_step, damping = (root_eps * mean_eigenvalue(root) for root in (R, jnp.where(determined, 0, R.T * unit).T))
-
-    def measure(problem: Problem, x: Array) -> tuple[Array, Array]:
-        g = gradient(problem, x)
-        return g, natural_residual(x, g, problem.lower, problem.upper)
 
     def subproblem(state: State, lower: Array, upper: Array) -> Subproblem:
         x, g, shorten = state.x, state.g, state.stage == SHORTEN
@@ -235,7 +236,8 @@ def rescue(
         part, max_steps = with_columns(problem, given[0]), given[1]
         x, g, minimise = state.x, state.g, state.stage == MINIMISE
         y, misfit, bound, count = newton(R, subproblem(state, part.lower, part.upper), own, max_steps - state.nit)
-        g_new, optimality = measure(part, y)
+        g_new = gradient(part, y)
+        optimality = natural_residual(y, g_new, part.lower, part.upper)
         # A proximal step must lower the objective, or what is left to optimality. A projection that is close is made
         # optimal again by a proximal step, which moves it no further.
         lower_objective = jnp.sum((y - x) * (g + g_new), axis=0) < 0
@@ -268,7 +270,6 @@ def rescue(
         stage = jnp.where((~minimise & ~short) | (nit >= max_steps), DONE, stage)
         return State(x, g, optimality, previous, since, sigma, nit, stage, least), stage < DONE
 
-    g, optimality = measure(problem, x)
     zero = jnp.zeros_like(max_steps)
     optimal = optimality <= jnp.where(singular, rounding(x), attainable(x, tol))
     stage = jnp.where(optimal, jnp.where(singular, SHORTEN, DONE), MINIMISE)
@@ -276,4 +277,4 @@ def rescue(
     start = State(x, g, optimality, optimality, zero, sigma, zero, stage, jnp.full_like(optimality, jnp.inf))
     size = max(1, min(GROUP, GROUP_ELEMENTS // max(R.shape[0] ** 2, 1)))
     end = work_off(step, (columns_of(problem), max_steps), start, active & (stage < DONE), size)
-    return end.x, ~singular | is_least(half_norm(end.x), end.least), end.nit
+    return Rescued(end.x, end.g, end.optimality, ~singular | is_least(half_norm(end.x), end.least), end.nit)

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxnnls._loops import while_loop
-from jaxnnls._objective import einsum
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -33,76 +32,64 @@ def work_off(step: Callable[[U, T, Array], tuple[T, Array]], given: U, state: T,
     """
     k = pending.shape[0]
     size = min(size, k)
-    packed_given, unpack_given = _pack(given)
-    packed_state, unpack_state = _pack((state, pending))
-
-    def group(order: Array, at: Array, total: Array) -> Array:
-        return jnp.where(at + jnp.arange(size) < total, lax.dynamic_slice_in_dim(order, at, size), k)
+    # What is given stands below the state and is carried along. XLA takes out of a loop what does not depend on it: of
+    # a single column all that a step computes of the given, factorisations for nobody.
+    own_rows, of_state = _stack((state, pending))
+    given_rows, of_given = _stack(given)
+    p = len(own_rows)
 
     def turn(carry: Turn) -> Turn:
-        at, total, index, order, rows = carry
+        at, order, rows = carry
+        index = lax.dynamic_slice_in_dim(order, at, size)
+        # As a value of its own, or XLA would gather it again for whatever uses it.
+        part = lax.optimization_barrier(jnp.take(rows, index, axis=1, mode="clip"))
         own = index < k
-        old, _ = unpack_state(jnp.take(rows, index, axis=0, mode="clip"))
-        # Zeros for those that do not count make the given depend on the turn. XLA takes out of a loop what does not:
-        # of a single column all that a step computes of the given, factorisations for nobody.
-        mine = jnp.where(own[:, None], jnp.take(packed_given, index, axis=0, mode="clip"), 0)
-        new, left = step(unpack_given(mine), old, own)
-        rows = rows.at[index].set(_pack((new, left & own))[0], mode="drop", unique_indices=True)
-        return Turn(at + size, total, group(order, at + size, total), order, rows)
+        new, left = step(of_given(part[p:]), of_state(part[:p])[0], own)
+        new_rows, _ = _stack((new, left & own))
+        rows = rows.at[jnp.arange(p)[:, None], index].set(new_rows, mode="drop", unique_indices=True)
+        return Turn(at + size, order, rows)
 
-    def work(rows: Array) -> Array:
-        # Where they are, one after another: sums, as sorting takes twenty times as long.
-        place = prefix_sum(rows[:, -1]).astype(jnp.int32)
-        total = place[-1]
-        beyond = k + 2 * size
-        order = jnp.full(beyond, k).at[jnp.where(rows[:, -1] > 0, place - 1, beyond)].set(jnp.arange(k), mode="drop")
-        start = Turn(0 * total, total, group(order, 0 * total, total), order, rows)
-        return while_loop(lambda turn: turn.at < turn.total, turn, start).rows
+    def waiting(rows: Array) -> Array:
+        """Which columns are pending, one after another, and then k, `size` times or more."""
+        index = jnp.where(rows[p - 1] > 0, jnp.arange(k), k)
+        # The values themselves: to sort one array by another takes six times as long.
+        return lax.sort(jnp.pad(index, (0, size), constant_values=k), is_stable=False)
 
-    rows = while_loop(lambda rows: jnp.any(rows[:, -1] > 0), work, packed_state)
-    return unpack_state(rows)[0]
+    def work(carry: Turn) -> Turn:
+        end = while_loop(lambda turn: turn.order[turn.at] < k, turn, carry)
+        return Turn(carry.at, waiting(end.rows), end.rows)
 
-
-def prefix_sum(v: Array) -> Array:
-    """Cumulative sums by two products with triangles of ones; `jnp.cumsum` is seven loops that XLA compiles. (k,)."""
-    k = len(v)
-    width = math.isqrt(k - 1) + 1
-    table = jnp.pad(v, (0, width * width - k)).reshape(width, width)
-    ones = jnp.tri(width, dtype=v.dtype)
-    along = einsum("ij,kj->ik", table, ones)
-    before = einsum("ij,j->i", ones, along[:, -1]) - along[:, -1]
-    return (along + before[:, None]).reshape(-1)[:k]
+    rows = jnp.concatenate([own_rows, given_rows])
+    start = Turn(jnp.zeros((), jnp.int32), waiting(rows), rows)
+    end = while_loop(lambda turn: turn.order[0] < k, work, start)
+    return of_state(end.rows[:p])[0]
 
 
 class Turn(NamedTuple):
     """Where `work_off` is in a round."""
 
     at: Array  # (), how many columns have had their turn
-    total: Array  # (), how many there are
-    group: Array  # (size,), the next of them; computed a turn ahead, or XLA would do so for every number it gathers
-    order: Array  # (k + 2 size,), all of them
-    rows: Array  # (k, .), their state, and whether they are pending
+    order: Array  # (k + size,), those that wait, then k
+    rows: Array  # (., k), the state of all columns, whether they are pending, and what is given
 
 
-def _pack(tree: T) -> tuple[Array, Callable[[Array], T]]:
-    """All that belongs to a column as a row of one array (k, .) of floating numbers, and the way back.
+def _stack(tree: T) -> tuple[Array, Callable[[Array], T]]:
+    """All that belongs to the columns as one array (., k) of floating numbers, and the way back.
 
-    So a few columns are a few contiguous rows. Taking them leaf by leaf along the last axis, XLA would transpose
-    every whole leaf first, and half of the code it compiles would do that. Flags, and integers that count steps, are
+    Leaf by leaf, XLA would compile a gather and a scatter for each. (Columns as rows, a few of which are contiguous,
+    are no faster to take, and half of what is compiled would transpose them.) Flags, and integers that count steps, are
     exact as floating numbers.
     """
     leaves, treedef = jax.tree.flatten(tree)
     kinds = [(leaf.shape[:-1], leaf.dtype) for leaf in leaves]
     dtype = jnp.result_type(jnp.float32, *(kind for _, kind in kinds if jnp.issubdtype(kind, jnp.floating)))
 
-    def unpack(packed: Array) -> T:
-        columns = lax.optimization_barrier(packed.T)
+    def unstack(rows: Array) -> T:
         parts, start = [], 0
         for shape, kind in kinds:
             stop = start + math.prod(shape)
-            parts.append(columns[start:stop].reshape(*shape, columns.shape[-1]).astype(kind))
+            parts.append(rows[start:stop].reshape(*shape, rows.shape[-1]).astype(kind))
             start = stop
         return jax.tree.unflatten(treedef, parts)
 
-    rows = [leaf.astype(dtype).reshape(-1, leaf.shape[-1]) for leaf in leaves]
-    return jnp.concatenate(rows).T, unpack
+    return jnp.concatenate([leaf.astype(dtype).reshape(-1, leaf.shape[-1]) for leaf in leaves]), unstack

@@ -112,7 +112,8 @@ def relaxed_columns(problem: Problem, x: Array, kappa: Array, block_bytes: int) 
         return Relaxed(*(jnp.where(usable, v * unit, jnp.nan) for v in (point.x, point.s, point.t)))
 
     columns = Block(x, problem.b, problem.linear, problem.lower, problem.upper)
-    return fill_columns(block, columns, x.shape[1], block_of(problem, x, block_bytes))
+    empty = Relaxed(*(jnp.zeros_like(x) for _ in Relaxed._fields))
+    return fill_columns(block, columns, empty, block_of(problem, x, block_bytes))
 
 
 def block_of(problem: Problem, x: Array, block_bytes: int) -> int:

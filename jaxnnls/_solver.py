@@ -35,7 +35,7 @@ from jaxnnls._objective import (
     hidden,
     natural_residual,
 )
-from jaxnnls._proximal import rescue
+from jaxnnls._proximal import Rescued, rescue
 from jaxnnls._quadratic import solve_few
 from jaxnnls._scaling import column_size, relative, scale_columns
 from jaxnnls._small import FEW
@@ -92,7 +92,9 @@ def solve(problem: Problem, options: Options, block_bytes: int) -> Result:
     matrix = prepare(problem)
     block = Block(problem.b, problem.linear, problem.lower, problem.upper, options.x_init)
     size = block_size(N, bytes_per_column(problem), block_bytes)
-    return fill_columns(lambda part: solve_block(matrix, problem, part, options), block, N, size)
+    number, count, flag = (jnp.zeros(N, dtype) for dtype in (problem.lower.dtype, jnp.int32, bool))
+    empty = Result(jnp.zeros((len(problem.lower), N), number.dtype), number, count, count, flag)
+    return fill_columns(lambda part: solve_block(matrix, problem, part, options), block, empty, size)
 
 
 def solve_block(matrix: Matrix, original: Problem, block: Block, options: Options) -> Result:
@@ -223,26 +225,25 @@ def iterate(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: 
     pending = rest & ~(good & unique) & (nit < options.max_steps)
     left = options.max_steps - nit
 
-    def rescued(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        return rescue(problem, matrix, state[0], pending, options.tol, left)
+    def rescued(old: Rescued) -> Rescued:
+        return rescue(problem, matrix, old.x, old.g, old.optimality, pending, options.tol, left)
 
-    x, shortest, steps = if_any(pending, rescued, (x, jnp.zeros_like(pending), jnp.zeros_like(nit)))
-    x = on_bounds(problem, x, options.tol)
+    unsolved = Rescued(x, g, optimality, jnp.zeros_like(pending), jnp.zeros_like(nit))
+    x, g, optimality, shortest, steps = if_any(pending, rescued, unsolved)
+    x = on_bounds(problem, x, g, optimality, options.tol)
     return Progress(x, fitted | unique | shortest, unique, fitted, nit + steps)
 
 
-def on_bounds(problem: Problem, x: Array, tol: Array) -> Array:
+def on_bounds(problem: Problem, x: Array, g: Array, optimality: Array, tol: Array) -> Array:
     """x with every variable on its bound that has a multiplier, and is so near that tol cannot tell, (n, k)."""
 
-    def judged(x: Array) -> tuple[Array, Array]:
-        g = gradient(problem, x)
-        return g, natural_residual(x, g, problem.lower, problem.upper)
+    def judged(y: Array) -> Array:
+        return natural_residual(y, gradient(problem, y), problem.lower, problem.upper)
 
     room = attainable(x, tol)
-    g, optimality = judged(x)
     y = jnp.where((g > 4 * room) & (x - problem.lower <= room), problem.lower, x)
     y = jnp.where((g < -4 * room) & (problem.upper - x <= room), problem.upper, y)
-    after = lax.cond(jnp.any(y != x), lambda y: judged(y)[1], lambda y: optimality, y)
+    after = lax.cond(jnp.any(y != x), judged, lambda y: optimality, y)
     return jnp.where(after <= jnp.maximum(optimality, room / 10), y, x)
 
 

@@ -30,8 +30,8 @@ def test_block_size(N, bytes_per_column, block_bytes, size):
 
 @pytest.mark.parametrize("N", [0, 1, 6, 7])
 @pytest.mark.parametrize("size", [1, 3, 7])
-@pytest.mark.parametrize("map_columns", [map_columns, fill_columns])
-def test_map_columns(map_columns, N, size):
+@pytest.mark.parametrize("fill", [False, True])
+def test_columns_in_blocks(fill, N, size):
     a, c = np.arange(2 * N, dtype="f").reshape(2, N), np.arange(N, dtype="f")
     shared = np.array([[10.0], [20.0]], "f")
     seen = []
@@ -41,7 +41,9 @@ def test_map_columns(map_columns, N, size):
         seen.append((x.shape, y.shape, s.shape, scalar))
         return {"sum": x + s + y, "first": x[0] * 2}
 
-    out = map_columns(f, (a, c, shared, None), N, size)
+    columns = (a, c, shared, None)
+    empty = {"sum": np.zeros((2, N), "f"), "first": np.zeros(N, "f")}
+    out = fill_columns(f, columns, empty, size) if fill else map_columns(f, columns, N, size)
     np.testing.assert_array_equal(out["sum"], a + shared + c)
     np.testing.assert_array_equal(out["first"], a[0] * 2)
     # Whole arrays of one size; None is passed through.
