@@ -204,9 +204,9 @@ def iterate(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: 
         fitted = eligible & shortest & (optimality <= attainable(z, options.tol))
         x = jnp.where(fitted, z, x)
 
-    rest = usable & ~fitted
+    rest, apart = usable & ~fitted, jnp.zeros_like(usable)
     if matrix.gram is not None and x.shape[0] <= FEW:
-        x, steps = active_set(problem, matrix.gram, x, rest, options.tol, options.max_steps)
+        x, apart, steps = active_set(problem, matrix.gram, x, rest, options.tol, options.max_steps)
         g = gradient(problem, x)
         optimality = natural_residual(x, g, problem.lower, problem.upper)
     elif problem.Q is not None and x.shape[1] <= FEW_COLUMNS:
@@ -221,7 +221,7 @@ def iterate(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: 
     nit += steps
     good = rest & (optimality <= attainable(x, options.tol))
     ask = good & matrix.singular
-    unique = ~matrix.singular | judge_faces(problem, matrix, x, g, optimality, ask)
+    unique = ~matrix.singular | judge_faces(problem, matrix, x, g, optimality, apart, ask)
     pending = rest & ~(good & unique) & (nit < options.max_steps)
     left = options.max_steps - nit
 

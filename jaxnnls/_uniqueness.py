@@ -8,8 +8,8 @@ The columns of decay curves, say, are neither: their singular values have every 
 almost a combination of others and none is one, and a multiplier may be zero to rounding. There the columns in F have to
 be independent, and none of the others in E a combination of them.
 
-A group of small faces is judged by elimination for all at once (20,000 decay curves of 12 parameters: a seventh of the
-solve; factorised by LAPACK a third), larger ones by a factorisation each.
+What the active set does not know is judged, a group of small faces by elimination for all at once (20,000 decay curves
+of 12 parameters: a seventh of the solve if all are; factorised by LAPACK a third), larger ones by a factorisation each.
 """
 
 import functools
@@ -28,7 +28,9 @@ GROUP = 256  # columns that are judged at a time, of few variables
 GROUP_ELEMENTS = 2**15  # of the matrices that are factorised at a time
 
 
-def judge_faces(problem: Problem, matrix: Matrix, x: Array, g: Array, optimality: Array, ask: Array) -> Array:
+def judge_faces(
+    problem: Problem, matrix: Matrix, x: Array, g: Array, optimality: Array, apart: Array, ask: Array
+) -> Array:
     """Judge minimisers x.
 
     Parameters
@@ -39,6 +41,8 @@ def judge_faces(problem: Problem, matrix: Matrix, x: Array, g: Array, optimality
     x, g : Array, shape (n, k)
         Minimisers and the gradients there.
     optimality : Array, shape (k,)
+    apart : Array of bool, shape (k,)
+        Whether the columns of R in F are known to be independent.
     ask : Array of bool, shape (k,)
 
     Returns
@@ -51,7 +55,7 @@ def judge_faces(problem: Problem, matrix: Matrix, x: Array, g: Array, optimality
     free = (x > problem.lower) & (x < problem.upper) & ~matrix.determined
     held = matrix.determined | (jnp.abs(g) > jnp.maximum(4 * attainable(x, 0), 2 * optimality))
     member = free | ~(held | (problem.lower == problem.upper))
-    known = ask & ~jnp.any(member, axis=0)
+    known = ask & ~jnp.any(jnp.where(apart, member & ~free, member), axis=0)
     pending = ask & ~known
 
     def by_elimination(given: tuple[Array, Array], state: Array, own: Array) -> tuple[Array, Array]:

@@ -1,0 +1,42 @@
+"""What the active-set method for few variables says beside its solutions."""
+
+import jax.numpy as jnp
+import numpy as np
+
+import jaxnnls
+from jaxnnls._active_set import active_set
+from jaxnnls._objective import Problem
+
+
+def test_columns_said_to_be_apart_are():
+    rng = np.random.default_rng(0)
+    n, k = 6, 64
+    seen = []
+    for distance in 10.0 ** -np.arange(9):
+        A = rng.standard_normal((10, n))
+        A[:, 3], A[:, 5] = (A[:, j] + distance * rng.standard_normal(10) for j in (0, 1))
+        R = np.linalg.qr(A / np.linalg.norm(A, axis=0))[1].astype("f")
+        b = (R @ rng.standard_normal((n, k))).astype("f")
+        b /= np.linalg.norm(b, axis=0)
+        lower = np.broadcast_to(np.where(np.arange(k) % 2, -np.inf, 0), (n, k)).astype("f")
+        zero = jnp.zeros((n, k), "f")
+        problem = Problem(jnp.asarray(R), None, jnp.asarray(b), zero, zero[:, :1], jnp.asarray(lower), zero + jnp.inf)
+        solved = active_set(problem, jnp.asarray(R.T @ R), zero, jnp.ones(k, bool), jnp.float32(2e-6), jnp.int32(500))
+        free = np.asarray((solved.x > lower) & (solved.x < np.inf))
+        for F, apart in zip(free.T, np.asarray(solved.apart)):
+            if apart:
+                least = 1 / np.linalg.norm(np.linalg.pinv(R[:, F].astype(float)), axis=1).max(initial=1)
+                assert least > 1e-3
+        seen.append(np.mean(solved.apart))
+    assert seen[0] == 1 and seen[-1] < 0.6
+
+
+def test_few_steps_on_decay_curves():
+    # 5.5 where the variable is freed by which the objective falls most, 6.5 by its gradient alone.
+    rng = np.random.default_rng(1)
+    t = np.arange(48)[:, None]
+    A = np.exp(-t / np.geomspace(1, 200, 12)).astype("f")
+    B = A @ (rng.uniform(size=(12, 1000)) * (rng.uniform(size=(12, 1000)) < 0.15)) + 1e-3 * rng.normal(size=(48, 1000))
+    solution = jaxnnls.lsq_linear(A, B.astype("f"), (0, jnp.inf))
+    assert np.mean(solution.status == 0) > 0.99
+    assert np.mean(solution.nit) < 6
