@@ -42,7 +42,7 @@ from jaxnnls._small import first, materialised, weighted_sum
 VISITS = 4
 GROUP = 256  # columns that take steps together
 LEFT = 8  # of so many columns of a group one may be left for the next round: it begins anew, but need not be waited for
-CLEAR = 100  # squared distances of this many eps can be told from none, whatever rounding has done to T
+CLEAR = 100  # d^2 of this many eps / (smallest pivot) can be told from none, whatever rounding has done to T
 SMALL_PIVOT = 1e-3  # a T_jj below this counts as this in the choice of a variable
 
 
@@ -56,6 +56,7 @@ class State(NamedTuple):
     d: Array  # (n, k), the direction of the next step
     ray: Array  # (k,), bool: whether there is no curvature along d
     stale: Array  # (k,), max |g| over F
+    least: Array  # (k,), the smallest pivot that T has taken
     done: Array  # (k,), bool
     nit: Array  # (k,)
     step: Array
@@ -108,7 +109,7 @@ def active_set(problem: Problem, gram: Array, x: Array, active: Array, tol: Arra
         lower, upper = given.lower, given.upper
 
         def step(state: State) -> State:
-            x, T, diagonal, free, d, ray, stale, done, nit, count = state
+            x, T, diagonal, free, d, ray, stale, least, done, nit, count = state
             # As far along d as the bounds allow, at most all the way, unless d is without curvature.
             ratio = jnp.where(d == 0, jnp.inf, (jnp.where(d > 0, upper, lower) - x) / jnp.where(d == 0, 1, d))
             t = jnp.min(ratio, axis=0)
@@ -136,11 +137,12 @@ def active_set(problem: Problem, gram: Array, x: Array, active: Array, tol: Arra
             pivot = first(hit.astype(x.dtype))
             T, diagonal, free, row, size = exchange(T, diagonal, free, pivot)
             possible = size > 0
+            least = jnp.minimum(least, jnp.where(possible, size, 1))
             # A variable that cannot enter moves with those in F along a direction without curvature, up to a bound.
             ray = settled & (most_fall > 0) & ~possible
             along = -jnp.sum(pivot * jnp.sign(g), axis=0) * (free * row + pivot)
             d = jnp.where(done, 0, jnp.where(ray, along, -free * weighted_sum(T, materialised(free * g))))
-            return State(x, T, diagonal, free, d, ray & ~done, stale, done, nit + ~done, count + 1)
+            return State(x, T, diagonal, free, d, ray & ~done, stale, least, done, nit + ~done, count + 1)
 
         x, _, nit = state
         nothing = jnp.zeros_like(x)
@@ -152,6 +154,7 @@ def active_set(problem: Problem, gram: Array, x: Array, active: Array, tol: Arra
             nothing,
             jnp.zeros_like(own),
             jnp.full_like(x[0], jnp.inf),
+            jnp.ones_like(x[0]),
             ~own,
             nit,
             jnp.zeros((), jnp.int32),
@@ -161,7 +164,7 @@ def active_set(problem: Problem, gram: Array, x: Array, active: Array, tol: Arra
         end = while_loop(lambda s: (s.step < n + 3) & (jnp.sum(~s.done) > enough), step, start)
         # Pivots begin anew for those who need many: their tableau is worn, and easy columns need not wait for them.
         # T_jj = 1 / d_j^2 in F, d_j the distance of a column from the span of the others in F.
-        close = (end.free > 0) & (end.diagonal * CLEAR * eps > 1) | (end.free == 0) & (end.x > lower) & (end.x < upper)
+        close = jnp.where(end.free > 0, end.diagonal * CLEAR * eps > end.least, (end.x > lower) & (end.x < upper))
         return Solved(end.x, ~jnp.any(close, axis=0), end.nit), ~end.done & (end.nit < most)
 
     start = Solved(x, jnp.zeros_like(active), jnp.zeros_like(active, jnp.int32))

@@ -7,7 +7,8 @@ import sys
 
 if __name__ == "__main__":
     count = 8 if sys.argv[1] == "devices" else 2
-    os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={count}"
+    # What conftest sets, and several devices.
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count={count}"
 
 import jax
 import jax.numpy as jnp
