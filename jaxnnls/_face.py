@@ -86,10 +86,17 @@ def regular_face(H: Array, weight: Array) -> Callable[[Array], Array]:
     return lambda r: linear_solve(product, matrices, weight, weight * r)
 
 
-def fit_face(A: Array, inverse: Array, weight: Array) -> Callable[[Array], Array]:
-    """(B B')^-1, B = A diag(weight), on the rows of B that are not zero; maps (m, k). inverse is about (A A')^-1."""
+def fit_face(A: Array, inverse: Array, unit: Array, weight: Array) -> Callable[[Array], Array]:
+    """(B B')^-1, B = A diag(weight), on the rows of B that are not zero; maps (m, k).
+
+    inverse is about (C C')^-1, C = A diag(unit). The preconditioner is D inverse D, where the diagonal D makes up for
+    what the rows lose of their size to the variables that are not free, as in `least_norm` (mel inversion, value and
+    gradient: 1.5 to 1.75 times the value alone; without D 2.1 to 2.7).
+    """
     fixed = lax.stop_gradient(A)
-    alive = (einsum("ij,jk->ik", fixed**2, weight**2) > 0).astype(A.dtype)
+    left, rows = (einsum("ij,jk->ik", fixed**2, v**2) for v in (lax.stop_gradient(weight), unit))
+    alive = (left > 0).astype(A.dtype)
+    D = alive * jnp.sqrt(rows / jnp.where(left > 0, left, 1))
 
     def product(v: Array) -> Array:
         return alive * einsum("ij,jk->ik", A, weight**2 * einsum("ij,ik->jk", A, alive * v))
@@ -98,7 +105,7 @@ def fit_face(A: Array, inverse: Array, weight: Array) -> Callable[[Array], Array
         return einsum("ij,jk,lj->kil", fixed, weight**2, fixed)
 
     def precondition(v: Array) -> Array:
-        return alive * einsum("ij,jk->ik", inverse, v)
+        return D * einsum("ij,jk->ik", inverse, D * v)
 
     return lambda r: linear_solve(product, matrices, weight, alive * r, precondition)
 

@@ -21,7 +21,7 @@ comes in three forms, and the solver says for each column whether the plain one 
                    H_FF^+ H_FF = B'K B with K = (B B')^+; with a ridge,
                    (B'B + ridge I)^-1 = (I - B'(B B' + ridge I)^-1 B) / ridge
 
-The plain ones solve by conjugate gradients, in which a value and its gradient take 1.2 to 1.6 times the solve alone
+The plain ones solve by conjugate gradients, in which a value and its gradient take 1.2 to 1.75 times the solve alone
 (float32, 2 cores: 1025 x 64, 1025 x 128, 256 x 84, mel 128 x 1025); by a pseudo-inverse per column it was 1.8 to 4.7.
 
 At a kink (x_j on its bound with zero dual) the derivative is the one of the side on which x_j stays on its bound.
@@ -112,7 +112,7 @@ def regular_rule(setting: Setting) -> Array:
 
 def fit_rule(setting: Setting) -> Array:
     """dz = dB'w + B'dw where z = B'w and B z = b less what the fixed variables explain."""
-    problem, dproblem, scale, x, dx_fixed, weight, _, _, known = setting
+    problem, dproblem, scale, x, dx_fixed, weight, unit, _, known = setting
 
     def image(problem: Problem, z: Array) -> Array:
         A = scale(problem).A
@@ -126,7 +126,7 @@ def fit_rule(setting: Setting) -> Array:
 
     A = scale(problem).A
     assert A is not None and known.inverse is not None
-    solve = fit_face(A, known.inverse, weight)
+    solve = fit_face(A, known.inverse, unit, weight)
     w = solve(einsum("ij,jk->ik", A, jnp.where(weight > 0, x, 0)))
     _, dr = jax.jvp(lambda p, x: residual(scale(p), x), (problem, x), (dproblem, dx_fixed))
     _, dBw = jax.jvp(lambda p: back(p, w), (problem,), (dproblem,))
