@@ -41,8 +41,7 @@ def work_off(step: Callable[[U, T, Array], tuple[T, Array]], given: U, state: T,
     def turn(carry: Turn) -> Turn:
         at, order, rows = carry
         index = lax.dynamic_slice_in_dim(order, at, size)
-        # As a value of its own, or XLA would gather it again for whatever uses it.
-        part = lax.optimization_barrier(jnp.take(rows, index, axis=1, mode="clip"))
+        part = jnp.take(rows, index, axis=1, mode="clip")
         own = index < k
         new, left = step(of_given(part[p:]), of_state(part[:p])[0], own)
         new_rows, _ = _stack((new, left & own))

@@ -19,7 +19,7 @@ import jaxnnls
 from jaxnnls import Status
 
 PER_SHAPE = 100
-SHAPES_PER_CACHE = 25  # a compiled solve keeps some 800 memory maps, of 65530 that Linux allows a process
+SHAPES_PER_CACHE = 25  # a compiled solve keeps some 300 memory maps, of 65530 that Linux allows a process
 SECONDS = 10  # between lines of progress
 LINES = 10  # of failures of one kind
 
