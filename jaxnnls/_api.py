@@ -12,6 +12,7 @@ from jaxnnls._derivative import solve
 from jaxnnls._evaluate import dual_and_residual_norm
 from jaxnnls._loops import alike
 from jaxnnls._problem import DEFAULT_BLOCK_BYTES, Arguments, assemble, check, columns_back, result_dtype
+from jaxnnls._programs import solve_eagerly
 from jaxnnls._sharding import leave_to_xla
 from jaxnnls._solution import Solution
 
@@ -89,7 +90,7 @@ def nnls(
     [0.34 0.68]
     """
     arguments = Arguments(A, B, 0.0, jnp.inf, x_init, ridge, l1, tol, max_steps, smoothing)
-    return _solve_x(*check(arguments, False, block_bytes), False)
+    return solve_eagerly(_solve_x, *check(arguments, False, block_bytes), False)
 
 
 def lsq_linear(
@@ -167,7 +168,7 @@ def lsq_linear(
     """
     lower, upper = bounds
     arguments = Arguments(A, B, lower, upper, x_init, ridge, l1, tol, max_steps, smoothing)
-    return _solve(*check(arguments, False, block_bytes), False)
+    return solve_eagerly(_solve, *check(arguments, False, block_bytes), False)
 
 
 def box_qp(
@@ -219,7 +220,7 @@ def box_qp(
     """
     lower, upper = bounds
     arguments = Arguments(Q, q, lower, upper, x_init, ridge, l1, tol, max_steps, smoothing)
-    return _solve(*check(arguments, True, block_bytes), True)
+    return solve_eagerly(_solve, *check(arguments, True, block_bytes), True)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

@@ -1,0 +1,89 @@
+"""Eager calls with another number of columns, as for one recording after another: by programs that exist already.
+
+A program is for one number of columns N, and takes seconds to compile. The first call for matrices of a shape has one
+of its own. A later one with another N has columns added for a program that holds a little more, at most twice as many
+and at most `block_bytes` more; where there is none, one is compiled for N rounded up to a power of two. The columns
+that are added are NaN, which no algorithm touches, and are taken away afterwards. An N keeps its program, so that the
+same call gives the same numbers, to the last bit, whatever is called between.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import SingleDeviceSharding
+
+from jaxnnls._problem import Arguments, known, result_dtype
+
+U = TypeVar("U")
+
+# For calls that differ in N only: the number of columns of the program that solves N.
+programs: dict[Hashable, dict[int, int]] = {}
+
+
+def solve_eagerly(
+    solve: Callable[[Arguments, int, bool], U], arguments: Arguments, block_bytes: int, quadratic: bool
+) -> U:
+    """solve(arguments, block_bytes, quadratic), a jitted function, by a program that exists if there is one.
+
+    Traced calls become a part of another program, and columns on several devices stay where they are.
+    """
+    shape = np.shape(arguments.columns)
+    if len(shape) == 1 or jax.debug_nans.value or not all(map(_at_hand, jax.tree.leaves(arguments))):
+        return solve(arguments, block_bytes, quadratic)
+    N, dtype = shape[-1], result_dtype(arguments)
+    kinds = tuple(None if a is None else _kind(a, name, N) for name, a in arguments._asdict().items())
+    bytes_per_column = max(1, math.prod(shape[:-2]) * sum(np.shape(arguments.matrix)) * dtype.itemsize)
+    sizes = programs.setdefault((solve, kinds, block_bytes, quadratic), {})
+    size = _program(sizes, N, block_bytes // bytes_per_column)
+    if size == N:
+        return solve(arguments, block_bytes, quadratic)
+    own = {name: a for name, a in arguments._asdict().items() if _has_columns(a, name, N)}
+    return _first(solve(arguments._replace(**_widened(own, size, dtype)), block_bytes, quadratic), N)
+
+
+def _program(sizes: dict[int, int], N: int, room: int) -> int:
+    """The number of columns of the program for N, given those for other N; `room` columns may be added for nothing."""
+    if N not in sizes:
+        spare = max(1, min(N, room))
+        step = 1 << (spare.bit_length() - 1)
+        rounded = -(-N // step) * step if sizes else N
+        sizes[N] = min((size for size in sizes.values() if N <= size <= N + spare), default=rounded)
+    return sizes[N]
+
+
+def _at_hand(a: Any) -> bool:
+    return known(a) and isinstance(getattr(a, "sharding", None), SingleDeviceSharding | None)
+
+
+def _has_columns(a: Any, name: str, N: int) -> bool:
+    """Whether an argument has one entry, or more, for each of N columns."""
+    return name in ("columns", "lower", "upper", "x_init") and np.ndim(a) > 1 and np.shape(a)[-1] == N
+
+
+def _kind(a: Any, name: str, N: int) -> Hashable:
+    """What a program knows of an argument, but for N."""
+    kind, shape = jax.typeof(a), np.shape(a)
+    return kind.dtype, kind.weak_type, (*shape[:-1], -1) if _has_columns(a, name, N) else shape
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _widened(own: dict[str, Array], size: int, dtype: Any) -> dict[str, Array]:
+    """The arguments with columns added: NaN for B, and zeros, which are finite bounds."""
+
+    def widen(name: str, a: Array) -> Array:
+        a, value = (a.astype(dtype), jnp.nan) if name == "columns" else (a, 0)
+        return jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, size - a.shape[-1])], constant_values=value)
+
+    return {name: widen(name, a) for name, a in own.items()}
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _first(tree: U, N: int) -> U:
+    """The first N columns of everything."""
+    return jax.tree.map(lambda a: a[..., :N], tree)

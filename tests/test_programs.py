@@ -1,0 +1,98 @@
+"""Eager calls with other numbers of columns: which program they take, and that it gives the same solutions."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxnnls
+from jaxnnls import Status, _api, _programs
+from jaxnnls._problem import Arguments, assemble
+
+
+@pytest.fixture(autouse=True)
+def no_programs(monkeypatch):
+    monkeypatch.setattr(_programs, "programs", {})
+
+
+@pytest.mark.parametrize(
+    ("calls", "room", "expected"),
+    [
+        # Its own, one that exists, a power of two, and so on; none for less than half of what it holds.
+        ([862, 700, 900, 1000, 431, 430, 1292, 862], 10**6, [862, 862, 1024, 1024, 862, 512, 2048, 862]),
+        # An N keeps its program, though a smaller one comes to exist that would do.
+        ([800, 500, 700, 600, 500], 10**6, [800, 800, 800, 800, 800]),
+        # Little is added to what is large.
+        ([10_000, 9_950, 9_800, 20_001], 100, [10_000, 10_000, 9_856, 20_032]),
+        ([5, 4, 3], 0, [5, 5, 3]),
+        ([3, 0, 1, 0], 10**6, [3, 0, 1, 0]),
+    ],
+)
+def test_choice(calls, room, expected):
+    sizes = {}
+    assert [_programs._program(sizes, N, room) for N in calls] == expected
+
+
+def test_fewer_columns_take_the_same_program(monkeypatch):
+    traces = []
+    monkeypatch.setattr(_api, "assemble", lambda *a: traces.append(a) or assemble(*a))
+    rng = np.random.default_rng(0)
+    A, B = rng.random((4, 7)).astype("f"), rng.random((4, 12)).astype("f")
+    B[1, 2] = np.nan
+    bounds = np.zeros(7, "f"), rng.uniform(0.1, 0.5, (7, 12)).astype("f")
+    whole = jaxnnls.lsq_linear(A, B, bounds, x_init=bounds[1])
+    for N in (7, 11):
+        upper = bounds[1][:, :N]
+        part = jaxnnls.lsq_linear(A, B[:, :N], (bounds[0], upper), x_init=upper)
+        np.testing.assert_array_equal(part.status, np.where(np.arange(N) == 2, Status.NONFINITE, Status.CONVERGED))
+        for a, b in zip(part, whole):
+            assert a.dtype == b.dtype and a.shape == (*b.shape[:-1], N)
+        for name in ("x", "dual", "residual_norm"):
+            a, b = getattr(part, name), getattr(whole, name)[..., :N]
+            np.testing.assert_allclose(a, b, rtol=0, atol=2e-6)
+    assert len(traces) == 1
+
+
+@pytest.fixture
+def solve():
+    """In the place of a solver: twice B, and the shapes of B that it was traced for."""
+
+    def f(arguments, block_bytes, quadratic):
+        solve.traces.append(jnp.shape(arguments.columns))
+        return 2 * arguments.columns + arguments.ridge
+
+    solve = SimpleNamespace(traces=[])
+    solve.call = jax.jit(f, static_argnums=(1, 2))
+    solve.eagerly = lambda A, B, **options: _programs.solve_eagerly(
+        solve.call, Arguments(A, B, *[options.get(name) for name in Arguments._fields[2:]]), 2**20, False
+    )
+    return solve
+
+
+def test_leading_axes_and_integers(solve):
+    A, B = np.eye(3), np.arange(36).reshape(2, 3, 6)
+    for N in (6, 5):
+        np.testing.assert_array_equal(solve.eagerly(A, B[..., :N], ridge=0.0), 2 * B[..., :N])
+    assert solve.traces == [(2, 3, 6), (2, 3, 6)]  # once for integers
+
+
+def test_other_arguments_are_other_programs(solve):
+    A, B = np.eye(3, dtype="f"), np.ones((3, 8), "f")
+    for matrix, ridge in ((A, 0.0), (jnp.asarray(A, "bfloat16"), 0.0), (A, jnp.zeros(()))):
+        for N in (8, 6):
+            np.testing.assert_array_equal(solve.eagerly(matrix, B[:, :N], ridge=ridge), np.full((3, N), 2))
+    assert solve.traces == [(3, 8)] * 3
+
+
+def test_what_is_traced_or_looks_for_nan_has_its_own_program(solve):
+    A, B = np.eye(3), np.ones((3, 8), "f")
+    solve.eagerly(A, B, ridge=0.0)
+    jax.jit(solve.eagerly)(A, B[:, :6], ridge=0.0)
+    jax.vjp(lambda B: solve.eagerly(A, B, ridge=0.0), B[:, :5])
+    jax.vmap(lambda r: solve.eagerly(A, B[:, :7], ridge=r))(jnp.ones(2))
+    with jax.debug_nans(True):
+        solve.eagerly(A, B[:, :4], ridge=0.0)
+    solve.eagerly(A, B[:, 0], ridge=0.0)
+    assert solve.traces == [(3, 8), (3, 6), (3, 5), (3, 7), (3, 4), (3,)]
