@@ -1,5 +1,6 @@
 """Fixtures: the dtype of a test, float64 only where it is asked for."""
 
+import gc
 import itertools
 import os
 import tempfile
@@ -22,6 +23,8 @@ import pytest
 from jaxnnls import _files
 
 finished = itertools.count(1)
+# Tracing makes objects by the million, next to no garbage in cycles, and collecting it is a tenth of the time.
+gc.set_threshold(100_000)
 
 
 def memory_maps():

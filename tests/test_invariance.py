@@ -159,11 +159,9 @@ def test_order_of_variables_equations_and_columns(name, x64):
     np.testing.assert_allclose(sol.x, expected.x[grid], rtol=0, atol=1e-9 * np.abs(expected.x).max())
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_bounds_broadcast(shape, x64):
+def test_bounds_broadcast(x64):
     rng = np.random.default_rng(4)
-    problem = problems.fit(rng, *SHAPES[shape])
-    A, B = problem[:2]
+    A, B = problems.fit(rng, *TALL)[:2]
     n = A.shape[1]
     upper = rng.uniform(0.1, 1, n)
     expected = solve(A, B, (np.zeros((n, 10)), np.broadcast_to(upper[:, None], (n, 10))))
@@ -187,13 +185,14 @@ def test_numbers_do_not_recompile():
 
 
 def test_strict_rank_promotion():
-    # Researchers set this for their own models.
+    # Researchers set this for their own models. What it forbids raises while a function is traced.
     with jax.numpy_rank_promotion("raise"):
         for m, n in ((5, 3), (3, 5)):
             A, B = jnp.ones((m, n)) + jnp.eye(m, n), jnp.ones((m, 2))
-            sol = jaxnnls.lsq_linear(A, B, (0.0, 1.0))
-            assert np.all(sol.success)
-            jax.grad(lambda A, B=B: jnp.sum(jaxnnls.nnls(A, B, ridge=0.1)))(A)
+            jax.eval_shape(jaxnnls.lsq_linear, A, B, (0.0, 1.0))
+            jax.eval_shape(jax.grad(lambda A, B: jnp.sum(jaxnnls.nnls(A, B, ridge=0.1))), A, B)
+            with pytest.raises(ValueError, match="rank_promotion"):
+                jax.eval_shape(lambda A, B: A[0] + A, A, B)
         assert jaxnnls.box_qp(jnp.eye(3), jnp.ones(3)).success
 
 

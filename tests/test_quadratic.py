@@ -129,14 +129,22 @@ def test_gram_system_in_float32_is_honest():
 def test_gradient_of_a_gram_system(x64):
     Q, q = gram_system(1)
     weight = np.random.default_rng(2).standard_normal(len(q))
-    f = jax.jit(lambda Q, q: weight @ jaxnnls.box_qp(Q, q).dual)
-    x = np.asarray(jaxnnls.box_qp(Q, q).x)
-    free = x > 0
+
+    @jax.jit
+    def derivatives(Q, q):
+        def f(Q, q):
+            sol = jaxnnls.box_qp(Q, q)
+            return weight @ sol.dual, sol.x
+
+        _, pushforward, x = jax.linearize(f, Q, q, has_aux=True)
+        forward = pushforward(jnp.zeros_like(Q), weight)
+        return x, forward, jax.linear_transpose(pushforward, Q, q)(jnp.ones(()))[1]
+
+    x, forward, gradient = derivatives(Q, q)
+    free = np.asarray(x) > 0
     # The dual of what is at its bound: g_N = Q_NF Q_FF^-1 q_F - q_N.
     expected = np.where(free, 0, -weight)
     expected[free] = np.linalg.solve(Q[np.ix_(free, free)], Q[np.ix_(free, ~free)] @ weight[~free])
-    gradient = jax.grad(f, argnums=1)(Q, q)
-    forward = jax.jvp(f, (Q, q), (np.zeros_like(Q), weight))[1]
     assert np.all(np.isfinite(gradient))
     np.testing.assert_allclose(Q @ gradient, Q @ expected, atol=1e-5 * np.abs(Q @ expected).max())
     np.testing.assert_allclose(forward, gradient @ weight, rtol=1e-5)

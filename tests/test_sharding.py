@@ -35,11 +35,9 @@ def found():
 
 @pytest.mark.parametrize("shape", ["12x5", "6x15"])
 def test_shard_map_solves_without_a_collective(shape, found):
-    value, gradient = (found[f"shard_map {shape} {what}"] for what in ("value", "gradient"))
-    assert value["collectives"] == []
-    # The cotangent of the shared A is summed over the devices once, after all blocks.
-    assert gradient["collectives"] == [["all-reduce", False]]
-    assert value["error"] < 1e-12 and gradient["error"] < 1e-10
+    # The only one: the cotangent of the shared A is summed over the devices once, after all blocks.
+    assert found[f"shard_map {shape}"]["collectives"] == [["all-reduce", False]]
+    assert found[f"shard_map {shape}"]["error"] < 1e-10
 
 
 @pytest.mark.parametrize("axes", ["Auto", "Explicit"])
