@@ -185,7 +185,7 @@ def assemble(arguments: Arguments, quadratic: bool) -> tuple[Problem, Options]:
     tol = jnp.finfo(dtype).eps ** 0.823 if arguments.tol is None else arguments.tol
     max_steps = DEFAULT_MAX_STEPS if arguments.max_steps is None else arguments.max_steps
     smoothing = None if arguments.smoothing is None else jnp.asarray(arguments.smoothing, dtype)
-    return problem, Options(x_init, jnp.asarray(tol, dtype), jnp.asarray(max_steps, jnp.int32), smoothing)
+    return problem, Options(x_init, jnp.asarray(tol, dtype), jnp.asarray(max_steps, jnp.int32), smoothing, l1)
 
 
 def columns_last(a: Array) -> Array:

@@ -57,8 +57,8 @@ def relative(scales: Scales) -> Array:
     return scales.s / jnp.max(scales.s, initial=0)
 
 
-def column_size(problem: Problem, scales: Scales) -> Array:
-    """beta, the size of each right-hand side, (1, N)."""
+def column_size(problem: Problem, scales: Scales, l1: Array | float = 0.0) -> Array:
+    """beta, the size of each right-hand side, (1, N). With Q, of q = l1 - linear; without l1, it is a size like it."""
     if problem.A is not None:
         assert problem.b is not None
         A, b, start = lax.stop_gradient((problem.A, problem.b, jnp.clip(0, problem.lower, problem.upper)))
@@ -72,7 +72,7 @@ def column_size(problem: Problem, scales: Scales) -> Array:
         )
         size = jnp.maximum(size, away)
     else:
-        size = jnp.max(jnp.where(scales.junk, 0, jnp.abs(problem.linear) / scales.s), axis=0, keepdims=True, initial=0)
+        size = jnp.max(jnp.where(scales.junk, 0, jnp.abs(problem.linear - l1) / scales.s), axis=0, keepdims=True, initial=0)
     return lax.stop_gradient(jnp.where(size > 0, size, 1))
 
 

@@ -54,6 +54,7 @@ class Options(NamedTuple):
     tol: Array  # ()
     max_steps: Array  # (), int32
     smoothing: Array | None  # (), kappa: the derivative is that of the relaxed problem
+    l1: Array  # (), what of `linear` does not count for the size of a problem
 
 
 class Result(NamedTuple):
@@ -127,7 +128,7 @@ def solve_block(matrix: Matrix, original: Problem, block: Block, options: Option
     goal = jnp.where(jnp.isfinite(goal), goal, jnp.clip(0, lower, upper))
     raw = raw._replace(lower=jnp.where(scales.junk, goal, lower), upper=jnp.where(scales.junk, goal, upper))
 
-    beta = column_size(raw, scales)
+    beta = column_size(raw, scales, options.l1)
     scaled = scale_columns(
         matrix.problem._replace(
             b=raw.b, linear=raw.linear / scales.s, lower=raw.lower * scales.s, upper=raw.upper * scales.s

@@ -144,7 +144,7 @@ def test_second_derivative_in_the_body_of_a_loop(x64):
         def loss(A):
             return jnp.sum(jax.lax.map(wrap(lambda b: jnp.sum(jaxnnls.nnls(A, b) ** 2)), b[None]))
 
-        return jax.jvp(jax.grad(loss), (A,), (V,))[1]
+        return jax.jit(lambda A: jax.jvp(jax.grad(loss), (A,), (V,))[1])(A)
 
     np.testing.assert_allclose(product(jax.checkpoint), [[0], [1.2]], atol=1e-12)
     assert not np.any(np.isfinite(product(lambda f: f)))
