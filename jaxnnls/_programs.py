@@ -19,6 +19,7 @@ from jax import Array
 from jax.sharding import SingleDeviceSharding
 
 from jaxnnls._problem import Arguments, known, result_dtype
+from jaxnnls._solver import FEW_COLUMNS
 
 U = TypeVar("U")
 
@@ -39,7 +40,8 @@ def solve_eagerly(
     N, dtype = shape[-1], result_dtype(arguments)
     kinds = tuple(None if a is None else _kind(a, name, N) for name, a in arguments._asdict().items())
     bytes_per_column = max(1, math.prod(shape[:-2]) * sum(np.shape(arguments.matrix)) * dtype.itemsize)
-    sizes = programs.setdefault((solve, kinds, block_bytes, quadratic), {})
+    few = quadratic and N <= FEW_COLUMNS  # there the solver takes another way
+    sizes = programs.setdefault((solve, kinds, block_bytes, quadratic, few), {})
     size = _program(sizes, N, block_bytes // bytes_per_column)
     if size == N:
         return solve(arguments, block_bytes, quadratic)

@@ -72,7 +72,9 @@ def column_size(problem: Problem, scales: Scales, l1: Array | float = 0.0) -> Ar
         )
         size = jnp.maximum(size, away)
     else:
-        size = jnp.max(jnp.where(scales.junk, 0, jnp.abs(problem.linear - l1) / scales.s), axis=0, keepdims=True, initial=0)
+        size = jnp.max(
+            jnp.where(scales.junk, 0, jnp.abs(problem.linear - l1) / scales.s), axis=0, keepdims=True, initial=0
+        )
     return lax.stop_gradient(jnp.where(size > 0, size, 1))
 
 

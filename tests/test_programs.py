@@ -66,7 +66,10 @@ def solve():
     solve = SimpleNamespace(traces=[])
     solve.call = jax.jit(f, static_argnums=(1, 2))
     solve.eagerly = lambda A, B, **options: _programs.solve_eagerly(
-        solve.call, Arguments(A, B, *[options.get(name) for name in Arguments._fields[2:]]), 2**20, False
+        solve.call,
+        Arguments(A, B, *[options.get(name) for name in Arguments._fields[2:]]),
+        2**20,
+        options.get("quadratic", False),
     )
     return solve
 
@@ -84,6 +87,13 @@ def test_other_arguments_are_other_programs(solve):
         for N in (8, 6):
             np.testing.assert_array_equal(solve.eagerly(matrix, B[:, :N], ridge=ridge), np.full((3, N), 2))
     assert solve.traces == [(3, 8)] * 3
+
+
+def test_a_few_columns_of_a_quadratic_program_are_solved_in_another_way(solve):
+    A, B = np.eye(3, dtype="f"), np.ones((3, 12), "f")
+    for N in (10, 9, 8, 7, 11):
+        assert solve.eagerly(A, B[:, :N], ridge=0.0, quadratic=True).shape == (3, N)
+    assert solve.traces == [(3, 10), (3, 8), (3, 16)]
 
 
 def test_what_is_traced_or_looks_for_nan_has_its_own_program(solve):

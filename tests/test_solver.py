@@ -137,11 +137,23 @@ def test_badly_scaled_columns(scale, dtype):
 def test_box_qp_is_lsq_linear_on_the_gram_matrix(kind, x64):
     problem = problem_of(kind)
     A, B, lower, upper = problem[:4]
-    sol = jaxnnls.box_qp(A.T @ A, A.T @ B, (lower, upper), l1=np.asarray(problem.l1))
+
+    def solve(max_steps):
+        l1 = np.asarray(problem.l1)
+        return jaxnnls.box_qp(A.T @ A, A.T @ B, (lower, upper), l1=l1, max_steps=np.asarray(max_steps))
+
+    sol = solve(500)
     np.testing.assert_array_equal(sol.status, Status.CONVERGED)
     np.testing.assert_allclose(sol.x, problem.X, atol=1e-9 * np.abs(problem.X).max())
     np.testing.assert_allclose(sol.dual, oracle.gradient(problem, problem.X), atol=1e-9)
     assert np.all(np.isnan(sol.residual_norm))
+    # Optimality is in units of q, whatever l1.
+    begin = solve(0)
+    x, s = np.asarray(begin.x), np.linalg.norm(A, axis=0)[:, None]
+    beta = np.max(np.abs(A.T @ B) / s, axis=0)
+    x, g, low, high = x * s / beta, oracle.gradient(problem, x) / s / beta, lower * s / beta, upper * s / beta
+    np.testing.assert_allclose(begin.optimality, np.abs(x - np.clip(x - g, low, high)).max(0), rtol=1e-12)
+    assert np.max(begin.optimality) > 0.1
 
 
 def test_nnls_is_lsq_linear_from_zero(dtype):
