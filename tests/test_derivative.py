@@ -56,14 +56,10 @@ def theta_of(name):
     return Theta(A, B, problem.lower, problem.upper, np.asarray(problem.ridge), np.asarray(problem.l1))
 
 
-def solution(theta, quadratic, block_bytes=SMALL):
+def outputs(theta, quadratic):
     A, B, lower, upper, ridge, l1 = theta
     function = jaxnnls.box_qp if quadratic else jaxnnls.lsq_linear
-    return function(A, B, (lower, upper), ridge=ridge, l1=l1, block_bytes=block_bytes)
-
-
-def outputs(theta, quadratic):
-    sol = solution(theta, quadratic)
+    sol = function(A, B, (lower, upper), ridge=ridge, l1=l1, block_bytes=SMALL)
     return (sol.x, sol.dual) if quadratic else (sol.x, sol.dual, sol.residual_norm)
 
 
@@ -77,7 +73,7 @@ class Compiled(NamedTuple):
     """Jitted functions of a flat theta. Cases of one shape share them."""
 
     value: object
-    jacobians: object  # in forward and in reverse mode
+    jacobians: object  # the value, and its derivative in forward and in reverse mode
     curvature: object  # at many points, along a direction each: the gradient of the loss and its derivative
 
 
@@ -94,7 +90,7 @@ def compiled(shape, quadratic):
         # As `jax.jacfwd` and `jax.jacrev`, of one solve.
         out, pushforward = jax.linearize(value, flat)
         forward = jax.vmap(pushforward)(jnp.eye(flat.size)).T
-        return forward, jax.vmap(jax.linear_transpose(pushforward, flat))(jnp.eye(out.size))[0]
+        return out, forward, jax.vmap(jax.linear_transpose(pushforward, flat))(jnp.eye(out.size))[0]
 
     gradient = jax.grad(lambda flat: loss(unravel(flat), quadratic))
     return Compiled(
@@ -117,7 +113,7 @@ def jacobians(name):
 
 
 def jacobian(name):
-    return jacobians(name)[1]
+    return jacobians(name)[2]
 
 
 def differences(f, flat, directions, h=1e-4):
@@ -127,19 +123,18 @@ def differences(f, flat, directions, h=1e-4):
 
 
 def smooth(name):
-    """Directions along which there are central differences, (k, p), and the entries of theta that they stand for."""
+    """The entries of theta with respect to which there are central differences, (p,) bool."""
     theta = theta_of(name)
     # Infinite bounds do not move; lower = upper cannot cross; below 0 there is neither ridge nor l1.
     loose = np.ravel(theta.lower < theta.upper)
     keep = [np.ones(theta.A.size + theta.B.size, bool)]
     keep += [loose & np.ravel(np.isfinite(bound)) for bound in (theta.lower, theta.upper)]
-    keep = np.concatenate([*keep, [theta.ridge > 0, theta.l1 > 0]])
-    return np.eye(keep.size)[keep], keep
+    return np.concatenate([*keep, [theta.ridge > 0, theta.l1 > 0]])
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_forward_is_reverse(name, x64):
-    forward, J = jacobians(name)
+    _, forward, J = jacobians(name)
     assert np.all(np.isfinite(J))
     np.testing.assert_allclose(forward, J, rtol=0, atol=1e-10 * np.abs(J).max())
 
@@ -147,8 +142,10 @@ def test_forward_is_reverse(name, x64):
 @pytest.mark.parametrize("name", CASES)
 def test_jacobian_is_central_differences(name, x64):
     f, flat = functions(name)
-    directions, keep = smooth(name)
-    expected, J = differences(f.value, flat, directions).T, jacobian(name)[:, keep]
+    keep = smooth(name)
+    # Also directions in which nothing moves, so that all cases of a shape have as many.
+    expected = differences(f.value, flat, np.diag(keep.astype(float)))[keep].T
+    J = jacobian(name)[:, keep]
     np.testing.assert_allclose(J, expected, rtol=0, atol=1e-6 * np.abs(J).max())
     # Relative to each row, too: no output hides behind another.
     size = np.linalg.norm(J, axis=1) + 1e-3 * np.abs(J).max()
@@ -158,7 +155,8 @@ def test_jacobian_is_central_differences(name, x64):
 @pytest.mark.parametrize("name", CASES)
 def test_hessian(name, x64):
     f, flat = functions(name)
-    basis, keep = smooth(name)
+    keep = smooth(name)
+    basis = np.eye(keep.size)[keep]
     directions = np.random.default_rng(0).normal(size=(4, len(basis))) @ basis / 8
     gradient, product = (np.asarray(a) for a in f.curvature(np.tile(flat, (4, 1)), directions))
     expected = differences(lambda points: np.asarray(f.curvature(points, directions)[0]), flat, directions)
@@ -182,7 +180,7 @@ def test_closed_form(name, x64):
     theta = theta_of(name)
     A, B, lower, upper, ridge, _ = theta
     m, n = A.shape
-    X = np.asarray(solution(theta, False, 2**20).x)
+    X = jacobians(name)[0][: n * N].reshape(n, N)
     X_bar = np.random.default_rng(1).normal(size=X.shape)
     A_bar, B_bar = np.zeros(A.shape), np.zeros(B.shape)
     for k in range(N):
@@ -205,7 +203,7 @@ def test_closed_form(name, x64):
 def test_bounds_that_move(x64):
     # x follows its bound; a fixed variable follows lower; infinite bounds have derivative 0.
     theta = theta_of("boxed")
-    X = np.asarray(solution(theta, False).x)
+    X = jacobians("boxed")[0][: theta.lower.size].reshape(theta.lower.shape)
     J = jacobian("boxed")[: X.size]
     start = theta.A.size + theta.B.size
     by_lower, by_upper = (J[:, start + i * X.size : start + (i + 1) * X.size] for i in (0, 1))

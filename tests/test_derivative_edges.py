@@ -81,7 +81,7 @@ def test_second_derivative_is_finite(name, shape, x64):
 def test_residual_norm_has_derivative_zero_where_it_is_zero(x64):
     A = np.array([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
     B = np.array([[1.0, 1.0], [2.0, 2.0], [0.0, 1.0]])
-    gradient = jax.grad(lambda B: jnp.sum(jaxnnls.lsq_linear(A, B, (0, jnp.inf)).residual_norm))(B)
+    gradient = jax.jit(jax.grad(lambda B: jnp.sum(jaxnnls.lsq_linear(A, B, (0, jnp.inf)).residual_norm)))(B)
     np.testing.assert_allclose(gradient, [[0, 0], [0, 0], [0, 1]], atol=1e-14)
 
 
@@ -101,7 +101,7 @@ def test_bad_column_does_not_poison_the_gradient(shape, value, x64):
 def test_derivative_in_float32_and_half_precision():
     rng = np.random.default_rng(2)
     A, B = rng.uniform(size=TALL).astype("f"), rng.uniform(size=(TALL[0], N)).astype("f")
-    gradient = jax.grad(lambda A, B: jnp.sum(jaxnnls.nnls(A, B).astype("f") ** 2))
+    gradient = jax.jit(jax.grad(lambda A, B: jnp.sum(jaxnnls.nnls(A, B).astype("f") ** 2)))
     half = gradient(jnp.asarray(A, jnp.bfloat16), jnp.asarray(B, jnp.bfloat16))
     assert half.dtype == jnp.bfloat16
     full = gradient(
@@ -112,7 +112,7 @@ def test_derivative_in_float32_and_half_precision():
 
 def test_integers_have_no_derivative_but_do_not_stop_others():
     A, B = np.arange(1, 7).reshape(3, 2), np.ones((3, 2), "f")
-    assert np.all(np.isfinite(jax.grad(lambda B: jnp.sum(jaxnnls.nnls(A, B)))(B)))
+    assert np.all(np.isfinite(jax.jit(jax.grad(lambda B: jnp.sum(jaxnnls.nnls(A, B))))(B)))
 
 
 def memory(function, *shapes):
