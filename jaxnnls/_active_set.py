@@ -124,11 +124,12 @@ def active_set(problem: Problem, gram: Array, x: Array, active: Array, tol: Arra
             before, stale = stale, jnp.max(jnp.abs(free * g), axis=0)
             # What is inside its bounds has to be free, unless its gradient is no more than what is left of those in F:
             # a duplicate of one of them would go as far as the bounds allow. What is on one may be freed if its
-            # multiplier is wrong.
-            inside = jnp.where(jnp.abs(g) > jnp.maximum(room, stale), jnp.inf, 0)
+            # multiplier is wrong by more than some rounding: tol is for accepting x, not for stopping short of it.
+            enough = attainable(x, jnp.minimum(tol, eps**0.9))
+            inside = jnp.where(jnp.abs(g) > jnp.maximum(enough, stale), jnp.inf, 0)
             wrong = jnp.where(x <= lower, -g, jnp.where(x >= upper, g, inside))
             wrong = jnp.where((free > 0) | (lower == upper), 0, wrong)
-            fall = jnp.where(wrong > room, wrong * wrong / jnp.maximum(diagonal, SMALL_PIVOT), 0)
+            fall = jnp.where(wrong > enough, wrong * wrong / jnp.maximum(diagonal, SMALL_PIVOT), 0)
             most_fall = jnp.max(fall, axis=0)
             # Beyond tol, down to rounding, as long as that is quick.
             fine = (stale <= attainable(x, 0)) | ((stale <= room) & (stale > 0.5 * before))

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from jaxnnls._derivative import solve
 from jaxnnls._evaluate import dual_and_residual_norm
 from jaxnnls._loops import alike
-from jaxnnls._problem import DEFAULT_BLOCK_BYTES, Arguments, assemble, check, columns_back, result_dtype
+from jaxnnls._problem import DEFAULT_BLOCK_BYTES, Arguments, assemble, check, columns_back, pair, result_dtype
 from jaxnnls._programs import solve_eagerly
 from jaxnnls._sharding import leave_to_xla
 from jaxnnls._solution import Solution
@@ -166,7 +166,7 @@ def lsq_linear(
     >>> sol.x, sol.active_mask, int(sol.status)
     (Array([1., 0.], dtype=float32), Array([ 1, -1], dtype=int32), 0)
     """
-    lower, upper = bounds
+    lower, upper = pair(bounds)
     arguments = Arguments(A, B, lower, upper, x_init, ridge, l1, tol, max_steps, smoothing)
     return solve_eagerly(_solve, *check(arguments, False, block_bytes), False)
 
@@ -218,7 +218,7 @@ def box_qp(
     >>> sol.x, sol.dual
     (Array([0.5, 0. ], dtype=float32), Array([0., 1.], dtype=float32))
     """
-    lower, upper = bounds
+    lower, upper = pair(bounds)
     arguments = Arguments(Q, q, lower, upper, x_init, ridge, l1, tol, max_steps, smoothing)
     return solve_eagerly(_solve, *check(arguments, True, block_bytes), True)
 

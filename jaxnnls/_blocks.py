@@ -17,11 +17,14 @@ P = ParamSpec("P")
 
 
 def broadcasting(f: Callable[P, U]) -> Callable[P, U]:
-    """Let f broadcast by NumPy's rules, whatever the user's `jax.numpy_rank_promotion`: (N,) meets (n, N) all over."""
+    """Let f broadcast and promote by NumPy's rules, whatever the user's `jax.numpy_rank_promotion` and the like.
+
+    (N,) meets (n, N) all over, and flags are counted.
+    """
 
     @functools.wraps(f)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> U:
-        with jax.numpy_rank_promotion("allow"):
+        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
             return f(*args, **kwargs)
 
     return wrapped

@@ -36,7 +36,7 @@ class Matrix(NamedTuple):
 
 def prepare(problem: Problem) -> Matrix:
     """Scale the matrix and form what every block needs of it."""
-    finite = jnp.all(jnp.isfinite(problem.ridge))
+    finite = jnp.all(jnp.isfinite(problem.ridge) & (problem.ridge >= 0))
     for matrix in (problem.A, problem.Q):
         if matrix is not None:
             finite &= jnp.sum(matrix - matrix) == 0

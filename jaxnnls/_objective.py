@@ -89,7 +89,7 @@ def attainable(x: Array, tol: Array | float) -> Array:
 
 
 def hidden(x: Array) -> Array:
-    """Whether x is so large that its rounding hides everything: not optimal, whatever its residual. (n, N) -> (N,)."""
+    """Whether x is so large that its rounding hides any gradient: x may be on its way to infinity. (n, N) -> (N,)."""
     return _rounding(x) > jnp.sqrt(jnp.finfo(x.dtype).eps)
 
 

@@ -50,6 +50,9 @@ def check(arguments: Arguments, quadratic: bool, block_bytes: int) -> tuple[Argu
     arguments = Arguments(*arrays)
     matrix, columns, lower, upper, x_init, ridge, l1, tol, max_steps, smoothing = arguments
     name, right = ("Q", "q") if quadratic else ("A", "B")
+    for label, needed in (("lower", lower), ("upper", upper), ("ridge", ridge), ("l1", l1)):
+        if needed is None:
+            raise TypeError(f"Expected numbers in {label}, got None.")
     for label, value in ((name, matrix), (right, columns), ("lower", lower), ("upper", upper), ("x_init", x_init)):
         if value is not None:
             _check_real(label, value)
@@ -81,6 +84,9 @@ def check(arguments: Arguments, quadratic: bool, block_bytes: int) -> tuple[Argu
             raise ValueError(f"Expected a scalar {label}, got shape {np.shape(value)}.")
         if known(value) and np.asarray(value) < 0:
             raise ValueError(f"Expected {label} >= 0, got {value}.")
+    steps = 0.0 if max_steps is None or not known(max_steps) else float(np.asarray(max_steps))
+    if not (steps.is_integer() and steps < 2**31):
+        raise ValueError(f"Expected max_steps to be an integer below 2**31, got {max_steps}.")
     if smoothing is not None and known(smoothing) and not np.asarray(smoothing) > 0:
         raise ValueError(f"Expected smoothing > 0, got {smoothing}; None gives the derivative of the solution itself.")
     _check_tol(arguments)
@@ -101,6 +107,15 @@ def _check_tol(arguments: Arguments) -> None:
             f"Expected tol >= {jnp.finfo(dtype).eps:.1e}, the rounding error of {dtype}, got {tol}: the data are"
             " float64, but JAX computes in float32 until jax.config.update('jax_enable_x64', True)."
         )
+
+
+def pair(bounds: tuple[ArrayLike, ArrayLike]) -> tuple[ArrayLike, ArrayLike]:
+    """Lower and upper bounds."""
+    try:
+        lower, upper = bounds
+    except (TypeError, ValueError):
+        raise ValueError(f"Expected bounds to be a pair (lower, upper), got {bounds!r}.") from None
+    return lower, upper
 
 
 def _check_real(label: str, value: ArrayLike) -> None:

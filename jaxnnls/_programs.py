@@ -34,8 +34,9 @@ def solve_eagerly(
 
     Traced calls become a part of another program, and columns on several devices stay where they are.
     """
-    shape = np.shape(arguments.columns)
-    if len(shape) == 1 or jax.debug_nans.value or not all(map(_at_hand, jax.tree.leaves(arguments))):
+    shape, kind = np.shape(arguments.columns), jax.typeof(arguments.columns)
+    able = len(shape) > 1 and jnp.issubdtype(kind.dtype, jnp.inexact) and not kind.weak_type  # to hold NaN, as it is
+    if not able or jax.debug_nans.value or not all(map(_at_hand, jax.tree.leaves(arguments))):
         return solve(arguments, block_bytes, quadratic)
     N, dtype = shape[-1], result_dtype(arguments)
     kinds = tuple(None if a is None else _kind(a, name, N) for name, a in arguments._asdict().items())
@@ -46,7 +47,7 @@ def solve_eagerly(
     if size == N:
         return solve(arguments, block_bytes, quadratic)
     own = {name: a for name, a in arguments._asdict().items() if _has_columns(a, name, N)}
-    return _first(solve(arguments._replace(**_widened(own, size, dtype)), block_bytes, quadratic), N)
+    return _first(solve(arguments._replace(**_widened(own, size)), block_bytes, quadratic), N)
 
 
 def _program(sizes: dict[int, int], N: int, room: int) -> int:
@@ -55,7 +56,8 @@ def _program(sizes: dict[int, int], N: int, room: int) -> int:
         spare = max(1, min(N, room))
         step = 1 << (spare.bit_length() - 1)
         rounded = -(-N // step) * step if sizes else N
-        sizes[N] = min((size for size in sizes.values() if N <= size <= N + spare), default=rounded)
+        there = tuple(sizes.values())  # at once: other threads may add to it
+        sizes[N] = min((size for size in there if N <= size <= N + spare), default=rounded)
     return sizes[N]
 
 
@@ -74,13 +76,13 @@ def _kind(a: Any, name: str, N: int) -> Hashable:
     return kind.dtype, kind.weak_type, (*shape[:-1], -1) if _has_columns(a, name, N) else shape
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _widened(own: dict[str, Array], size: int, dtype: Any) -> dict[str, Array]:
+@functools.partial(jax.jit, static_argnums=1)
+def _widened(own: dict[str, Array], size: int) -> dict[str, Array]:
     """The arguments with columns added: NaN for B, and zeros, which are finite bounds."""
 
     def widen(name: str, a: Array) -> Array:
-        a, value = (a.astype(dtype), jnp.nan) if name == "columns" else (a, 0)
-        return jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, size - a.shape[-1])], constant_values=value)
+        ends = [(0, 0)] * (a.ndim - 1) + [(0, size - a.shape[-1])]
+        return jnp.pad(a, ends, constant_values=jnp.nan if name == "columns" else 0)
 
     return {name: widen(name, a) for name, a in own.items()}
 

@@ -153,10 +153,10 @@ def solve_block(matrix: Matrix, original: Problem, block: Block, options: Option
     # Finite data give finite answers, even where rounding has spoilt everything.
     x = jnp.where(jnp.all(jnp.isfinite(x), axis=0), x, jnp.clip(0, scaled.lower, scaled.upper))
     optimality = natural_residual(x, gradient(scaled, x), scaled.lower, scaled.upper)
-    optimal = (optimality <= attainable(x, options.tol)) & ~hidden(x)
+    optimal = optimality <= attainable(x, options.tol)
     converged = optimal & progress.shortest
     if original.Q is not None:
-        bounded &= optimal | ~diverges(matrix, scaled, x)
+        bounded &= (optimal & ~hidden(x)) | ~diverges(matrix, scaled, x)
     status = choose_status(converged, nit >= options.max_steps, finite, feasible, bounded)
 
     at_lower, at_upper = x <= scaled.lower, x >= scaled.upper

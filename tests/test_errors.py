@@ -37,6 +37,10 @@ SHAPES = {
     "l1": (lambda: jaxnnls.nnls(A, B, l1=np.ones(1)), r"Expected a scalar l1, got shape \(1,\)"),
     "tol": (lambda: jaxnnls.nnls(A, B, tol=np.ones(2)), "Expected a scalar tol"),
     "max_steps": (lambda: jaxnnls.nnls(A, B, max_steps=np.ones(2, int)), "Expected a scalar max_steps"),
+    "one bound": (lambda: ls(A, B, 0.0), r"Expected bounds to be a pair \(lower, upper\), got 0.0"),
+    "three bounds": (lambda: qp(Q, q, (0, 1, 2)), r"Expected bounds to be a pair \(lower, upper\), got \(0, 1, 2\)"),
+    "max_steps, float": (lambda: jaxnnls.nnls(A, B, max_steps=2.5), "Expected max_steps to be an integer .*, got 2.5"),
+    "max_steps, large": (lambda: jaxnnls.nnls(A, B, max_steps=10**10), "Expected max_steps to be an integer below"),
     "block_bytes": (lambda: jaxnnls.nnls(A, B, block_bytes=0), "Expected block_bytes to be a positive int, got 0"),
     "block_bytes, float": (lambda: jaxnnls.nnls(A, B, block_bytes=1e6), "Expected block_bytes to be a positive int"),
 }
@@ -67,6 +71,8 @@ TYPES = {
     "upper": (lambda: ls(A, B, (0, 1j)), "Expected a real upper"),
     "x_init": (lambda: jaxnnls.nnls(A, B, x_init=q * 1j), "Expected a real x_init"),
     "ridge": (lambda: jaxnnls.nnls(A, B, ridge=1j), "Expected a real ridge"),
+    "no ridge": (lambda: jaxnnls.nnls(A, B, ridge=None), "Expected numbers in ridge, got None"),
+    "no lower": (lambda: ls(A, B, (None, 1)), "Expected numbers in lower, got None"),
 }
 
 

@@ -184,9 +184,9 @@ def test_numbers_do_not_recompile():
     assert _solve_x._cache_size() == before > 0
 
 
-def test_strict_rank_promotion():
+def test_strict_promotion():
     # Researchers set this for their own models. What it forbids raises while a function is traced.
-    with jax.numpy_rank_promotion("raise"):
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         for m, n in ((5, 3), (3, 5)):
             A, B = jnp.ones((m, n)) + jnp.eye(m, n), jnp.ones((m, 2))
             jax.eval_shape(jaxnnls.lsq_linear, A, B, (0.0, 1.0))

@@ -163,13 +163,20 @@ def test_nnls_is_lsq_linear_from_zero(dtype):
     np.testing.assert_allclose(x, solved("tall", dtype).x, atol=1e-4 if dtype == "f4" else 1e-12)
 
 
-def test_loose_tol_is_refined(x64):
+@pytest.mark.parametrize("tol", [1e-4, 0.1, 0.9])
+def test_loose_tol_is_refined(tol, x64):
     problem = problem_of("tall")
     args, options = problem.astype("f8")
-    sol = jaxnnls.lsq_linear(*args, **options, tol=1e-4)
+    sol = jaxnnls.lsq_linear(*args, **options, tol=tol)
     np.testing.assert_array_equal(sol.status, Status.CONVERGED)
     np.testing.assert_allclose(sol.x, problem.X, atol=1e-9)
     assert np.all(oracle.optimality(problem, np.asarray(sol.x))[0] < 1e-12)
+
+
+def test_small_part_of_a_right_hand_side_is_fitted():
+    # Of a size below the default tol, but above rounding.
+    sol = jaxnnls.lsq_linear(np.array([[1], [0]], "f"), np.array([[1e-6, 1, 0], [1, 0, 1]], "f"))
+    np.testing.assert_allclose(sol.x, [[1e-6, 1, 0]], rtol=1e-6)
 
 
 def test_integers_and_half_precision():

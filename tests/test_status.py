@@ -201,3 +201,25 @@ def test_repr_says_how_it_went():
     seen = []
     jax.eval_shape(lambda B: seen.append(repr(jaxnnls.lsq_linear(A, B))), B)
     assert seen[0].startswith("Solution(x=") and repr(jax.tree.map(lambda a: 0, single)).startswith("Solution(x=0,")
+
+
+def test_solutions_that_are_large_beside_the_data():
+    # Optimal at the bounds, with nothing to round, and with a multiplier of zero.
+    q = np.array([[1e-3, 0], [1e-3, 0]], "f")
+    sol = jaxnnls.box_qp(np.eye(2, dtype="f"), q, bounds=(np.array([[1, 1e5]], "f"), np.array([[2, 2e5]], "f")))
+    np.testing.assert_array_equal(sol.status, Status.CONVERGED)
+    np.testing.assert_array_equal(sol.x, [[1, 1e5]] * 2)
+    # A rod whose ends are held at 300 and 310.
+    ends = np.full(12, np.inf, "f")
+    lower, upper = -ends, ends
+    lower[[0, -1]] = upper[[0, -1]] = 300, 310
+    Q = 2 * np.eye(12) - np.eye(12, k=1) - np.eye(12, k=-1)
+    Q[0, 0] = Q[-1, -1] = 1
+    sol = jaxnnls.box_qp(Q.astype("f"), np.zeros(12, "f"), bounds=(lower, upper))
+    assert sol.status == Status.CONVERGED
+    np.testing.assert_allclose(sol.x, np.linspace(300, 310, 12), rtol=1e-5)
+
+
+def test_negative_ridge_that_is_traced():
+    sol = jax.jit(lambda ridge: jaxnnls.lsq_linear(np.eye(2, dtype="f"), np.ones(2, "f"), ridge=ridge))(-1.0)
+    assert sol.status == Status.NONFINITE and np.all(np.isnan(sol.x))
