@@ -3,8 +3,9 @@
 A program is for one number of columns N, and takes seconds to compile. The first call for matrices of a shape has one
 of its own. A later one with another N has columns added for a program that holds a little more, at most twice as many
 and at most `block_bytes` more; where there is none, one is compiled for N rounded up to a power of two. The columns
-that are added are NaN, which no algorithm touches, and are taken away afterwards. An N keeps its program, so that the
-same call gives the same numbers, to the last bit, whatever is called between.
+that are added are NaN, which no algorithm touches, and are taken away afterwards. (Integers cannot be NaN: they have a
+program for each N.) An N keeps its program, so that the same call gives the same numbers, to the last bit, whatever is
+called between.
 """
 
 import functools
@@ -18,7 +19,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import SingleDeviceSharding
 
-from jaxnnls._problem import Arguments, known, result_dtype
+from jaxnnls._problem import Arguments, known
 from jaxnnls._solver import FEW_COLUMNS
 
 U = TypeVar("U")
@@ -38,9 +39,9 @@ def solve_eagerly(
     able = len(shape) > 1 and jnp.issubdtype(kind.dtype, jnp.inexact) and not kind.weak_type  # to hold NaN, as it is
     if not able or jax.debug_nans.value or not all(map(_at_hand, jax.tree.leaves(arguments))):
         return solve(arguments, block_bytes, quadratic)
-    N, dtype = shape[-1], result_dtype(arguments)
+    N = shape[-1]
     kinds = tuple(None if a is None else _kind(a, name, N) for name, a in arguments._asdict().items())
-    bytes_per_column = max(1, math.prod(shape[:-2]) * sum(np.shape(arguments.matrix)) * dtype.itemsize)
+    bytes_per_column = max(1, math.prod(shape[:-2]) * sum(np.shape(arguments.matrix)) * kind.dtype.itemsize)
     few = quadratic and N <= FEW_COLUMNS  # there the solver takes another way
     sizes = programs.setdefault((solve, kinds, block_bytes, quadratic, few), {})
     size = _program(sizes, N, block_bytes // bytes_per_column)
