@@ -255,4 +255,4 @@ def diverges(matrix: Matrix, problem: Problem, x: Array) -> Array:
     ray = jnp.abs(x) > 1e-3 * size
     open_ended = jnp.all(~ray | jnp.where(x > 0, problem.upper == jnp.inf, problem.lower == -jnp.inf), axis=0)
     curvature = jnp.sum(x * einsum("ij,jk->ik", matrix.gram, x), axis=0)
-    return (size > 100) & open_ended & (curvature < 0.5 * jnp.abs(jnp.sum(problem.linear * x, axis=0)))
+    return (size > 100) & open_ended & (curvature < -0.5 * jnp.sum(problem.linear * x, axis=0))

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # as pytest does
 
 import cases
 import checks
+import checks_quadratic
 import oracle
 
 import jaxnnls
@@ -32,6 +33,7 @@ def arguments(argv):
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--x64", action="store_true", help="only float64; default: both")
     which.add_argument("--f32", action="store_true", help="only float32")
+    parser.add_argument("--box-qp", action="store_true", help="their normal equations, by box_qp")
     parser.add_argument("--case", metavar="DTYPE,M,N,COLUMNS,SEED", help="only this one, as printed with a failure")
     options = parser.parse_args(argv)
     options.dtypes = ["float64"] if options.x64 else ["float32"] if options.f32 else ["float32", "float64"]
@@ -59,17 +61,22 @@ def pairs(options):
     return ((shape, dtype) for shape in shapes(options.seed) for dtype in options.dtypes)
 
 
-def solve(problem, dtype):
+def solve(problem, dtype, function=jaxnnls.lsq_linear):
     args, options = problem.astype(dtype)
     with jax.enable_x64(dtype == "f8"):
-        return jax.tree.map(np.asarray, jaxnnls.lsq_linear(*args, **options))
+        return jax.tree.map(np.asarray, function(*args, **options))
 
 
-def run(dtype, m, n, N, seed):
+def run(box_qp, dtype, m, n, N, seed):
     """One case: the recipe, the problem, the solution, and what is wrong with it."""
     rng = np.random.default_rng(seed)
     recipe = cases.draw(rng, n, N)
     problem = cases.build(recipe, m, dtype)
+    if box_qp:
+        program = checks_quadratic.normal_equations(problem, dtype)
+        solution = solve(program, dtype, jaxnnls.box_qp)
+        wrong = checks_quadratic.violations(program, solution, dtype)
+        return recipe, program, solution, wrong
     solution = solve(problem, dtype)
     wrong = checks.violations(problem, solution, dtype)
     other, back = cases.otherwise(rng, problem, dtype)
@@ -77,13 +84,13 @@ def run(dtype, m, n, N, seed):
     return recipe, problem, solution, wrong
 
 
-def rerun(case):
+def rerun(box_qp, case):
     """Print a case and what is wrong with it."""
-    recipe, problem, solution, wrong = run(*case)
+    recipe, problem, solution, wrong = run(box_qp, *case)
     np.set_printoptions(precision=17, linewidth=120, threshold=10**6)
     print(recipe)
-    for name in ("A", "B", "lower", "upper"):
-        print(f"{name} =\n{getattr(problem, name)!r}")
+    for name, value in zip(problem._fields[:4], problem):
+        print(f"{name} =\n{value!r}")
     print(f"x =\n{solution.x!r}\noptimality = {solution.optimality}\nstatus = {solution.status}")
     print("\n".join(wrong) or "nothing is wrong")
     return bool(wrong)
@@ -92,7 +99,8 @@ def rerun(case):
 class Tally:
     """What has been seen so far."""
 
-    def __init__(self):
+    def __init__(self, box_qp):
+        self.box_qp = box_qp
         self.begin = time.perf_counter()
         self.cases = 0
         self.statuses, self.worst, self.failures = Counter(), {}, Counter()
@@ -102,7 +110,11 @@ class Tally:
         self.cases += 1
         dtype = case[0].name
         if len(solution.x) and wrong != ["shapes"]:
-            measured, _ = oracle.optimality(checks.without_junk(problem), solution.x.astype(float))
+            x = solution.x.astype(float)
+            if self.box_qp:
+                measured, _ = checks_quadratic.optimality(problem, x)
+            else:
+                measured, _ = oracle.optimality(checks.without_junk(problem), x)
             for status, optimality in zip(solution.status.tolist(), measured):
                 key = dtype, Status(status).name
                 self.statuses[key] += 1
@@ -111,7 +123,8 @@ class Tally:
             kind = dtype, line.split(" (")[0].split(":")[0]
             self.failures[kind] += 1
             if self.failures[kind] <= LINES:
-                print(f"FAILED {line}: python -m tests.fuzz --case {','.join(map(str, case))}", flush=True)
+                which = "--box-qp " if self.box_qp else ""
+                print(f"FAILED {line}: python -m tests.fuzz {which}--case {','.join(map(str, case))}", flush=True)
 
     def progress(self):
         """One line."""
@@ -132,8 +145,8 @@ def main(argv=None):
     """Fuzz until the time is up. Exit status 1 if anything was wrong."""
     options = arguments(argv)
     if options.case:
-        return int(rerun(options.case))
-    tally, end = Tally(), time.perf_counter() + 60 * options.minutes
+        return int(rerun(options.box_qp, options.case))
+    tally, end = Tally(options.box_qp), time.perf_counter() + 60 * options.minutes
     said = time.perf_counter()
     for number, (shape, dtype) in enumerate(pairs(options)):
         if number % SHAPES_PER_CACHE == SHAPES_PER_CACHE - 1:
@@ -143,7 +156,7 @@ def main(argv=None):
                 tally.report()
                 return int(bool(tally.failures))
             case = (np.dtype(dtype), *shape, (options.seed * 10**6 + number) * PER_SHAPE + seed)
-            _, problem, solution, wrong = run(*case)
+            _, problem, solution, wrong = run(options.box_qp, *case)
             tally.add(case, problem, solution, wrong)
             if time.perf_counter() > said + SECONDS:
                 said = time.perf_counter()

@@ -110,6 +110,7 @@ QP = {
     "up to a bound": (ZERO, [1, 1], (0, 3), Status.CONVERGED, [1, 3]),
     "down without end": (ZERO, [1, -1], (-np.inf, 3), Status.UNBOUNDED, None),
     "ray": (RAY, [1, 1], (0, np.inf), Status.UNBOUNDED, None),
+    "up the ray, not down": (RAY, [-1e-20, -1e-20], (1, np.inf), Status.CONVERGED, [1, 1]),
     "ray with a wall": (RAY, [1, 1], (0, 5), Status.CONVERGED, [5, 5]),
     "across the ray": (RAY, [1, -1], (-np.inf, np.inf), Status.CONVERGED, [0.5, -0.5]),
     "across the ray, x >= 0": (RAY, [1, -1], (0, np.inf), Status.CONVERGED, [1, 0]),
