@@ -34,7 +34,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxnnls._conjugate import conjugate_gradients
-from jaxnnls._loops import fori_loop
+from jaxnnls._loops import after, fori_loop
 from jaxnnls._objective import (
     Columns,
     Problem,
@@ -108,14 +108,15 @@ def sweep(problem: Problem, gram: Array | None, x: Array, g: Array, e: Array, co
         e = fori_loop(count, lambda _, e: fori_loop(n, update, e), e)
     else:
         assert problem.A is not None
-        columns = problem.A.T
+        columns, minus = problem.A.T, after(jnp.array([1, -1], x.dtype), problem.A)
 
         def update_residual(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
             e, r = state  # r = A e
             a = row(columns, i)
             slope = row(g, i) + einsum("ij,jk->ik", a, r) + row(problem.ridge, i) * row(e, i)
-            # As a value of its own, or XLA would copy e to have the old one beside the new one.
-            delta = lax.optimization_barrier(moved(i, e, slope) - row(e, i))
+            # A product, and so a value of its own: XLA would compute a difference again for r, from an e that it would
+            # have to copy first, and drops an optimization_barrier.
+            delta = einsum("i,ik->k", minus, jnp.concatenate([moved(i, e, slope), row(e, i)]))[None]
             return lax.dynamic_update_slice_in_dim(e, row(e, i) + delta, i, axis=0), r + a.T * delta
 
         state = (e, einsum("ij,jk->ik", problem.A, e))

@@ -43,6 +43,7 @@ CG_STEPS = 80
 CG_REDUCTION = 0.03
 INACTIVE_WEIGHT = 1e-5
 GROUP = 64  # columns that take a step together
+UNCLEAR = 1e3  # eps: what of a proof may be rounding
 PATIENCE = 10  # steps a column may take without a substantial decrease; those without a solution stop here
 
 
@@ -68,6 +69,29 @@ class Dual(NamedTuple):
 def norm(v: Array) -> Array:
     """Euclidean norms of columns, (m, k) -> (k,)."""
     return jnp.sqrt(jnp.sum(v * v, axis=0))
+
+
+def out_of_reach(part: Columns, A: Array, w: Array, u: Array) -> Array:
+    """Whether w, with u = A'w, proves that no x within the bounds has A x = b, (k,).
+
+    For every y, such an x has b'y = x'A'y <= sum_j max(lower_j (A'y)_j, upper_j (A'y)_j) (Farkas' lemma). Here y = w,
+    if all bounds are finite. Without upper ones A'y has to be negative, and y = w - c v with v the sum of the columns
+    of A and the smallest c that does it: for A >= 0, and wherever else A'v > 0.
+    """
+    b, lower, upper = part
+    eps = jnp.finfo(A.dtype).eps
+    length, above = norm(A)[:, None], upper == jnp.inf
+    v = jnp.sum(A, axis=1, keepdims=True)
+    along = einsum("ij,ik->jk", A, v)
+    ratio = (u + 8 * eps * length * norm(w)) / jnp.where(along > 0, along, 1)
+    c = jnp.max(jnp.where(above & (along > 0), ratio, -jnp.inf), axis=0, initial=-jnp.inf)
+    c = jnp.where(jnp.isfinite(c), c, 0)
+    y, slope = w - c * v, u - c * along
+    bound = jnp.where(slope > 0, upper, lower)
+    gap = jnp.sum(b * y, axis=0) - jnp.sum(jnp.where(slope == 0, 0, bound * slope), axis=0)
+    unclear = UNCLEAR * eps * norm(y) * (1 + jnp.sum(jnp.where(slope == 0, 0, jnp.abs(bound) * length), axis=0))
+    able = (lower > -jnp.inf) & (~above | (along > 0)) | (length == 0)
+    return jnp.all(able, axis=0) & (gap > unclear)
 
 
 def least_norm(
@@ -149,7 +173,8 @@ def least_norm(
     misfit = misfit_of(part, u)
     zero = jnp.zeros_like(active, jnp.int32)
     start = Dual(w, u, misfit, norm(misfit), zero, zero)
-    end = work_off(step, part, start, active & unfinished(start), GROUP)
+    pending = active & unfinished(start) & ~out_of_reach(part, A, w, u)
+    end = work_off(step, part, start, pending, GROUP)
     x = jnp.clip(end.u, lower, upper)
     squared = jnp.sum(x * x, axis=0)
     return x, is_least(squared, squared + 2 * jnp.sum(end.w * end.misfit, axis=0)), end.nit

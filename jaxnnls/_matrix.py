@@ -10,8 +10,11 @@ from jaxnnls import _rank as rank
 from jaxnnls._loops import after, once
 from jaxnnls._objective import Problem, einsum
 from jaxnnls._scaling import Scales, matrix_scales, relative, scale_matrix
+from jaxnnls._small import FEW, SOME
 
 START_RIDGE = 1e-3  # 1e-4 is as good; with 1e-2, 256 x 84 chroma takes 1.2 times the steps
+CROWDED = 1e-3  # the least distance between columns, and a singular value; 6e-2 and 9e-3 for 128 learnt spectra
+CROWD = 1 / 8  # of the singular values: decay curves and overlapping peaks have more, duplicates fewer
 GAP = 30  # between what rounding leaves of dependent columns and what independent ones have, where rank is clear
 
 
@@ -27,6 +30,7 @@ class Matrix(NamedTuple):
     basis: Array | None  # (m, n), for m > n: orthonormal columns with A = basis R
     inverse: Array | None  # (m, m), about (C C')^-1 with C = A diag(unit), for wide A
     rounding: Array  # (), the distance between columns of R that rounding leaves of dependent ones
+    crowded: Array  # (), bool: whether many columns are almost combinations of others; for n <= m or a Q, n <= SOME
     determined: Array  # (n, 1), bool: variables that are known to be the same in all minimisers
     singular: Array  # (), bool: whether minimisers may fail to be unique
     ranked: Array  # (), bool: whether the rank of A is beyond doubt, so that least norm means something on any face
@@ -51,7 +55,7 @@ def prepare(problem: Problem) -> Matrix:
     gram, gram_inverse, basis, inverse = None, None, None, None
     # Null vectors are zero where a ridge counts; one that is less than rounding is as good as none.
     determined = scaled.ridge > eps
-    independent, ranked = jnp.zeros_like(finite), jnp.ones_like(finite)
+    independent, ranked, close = jnp.zeros_like(finite), jnp.ones_like(finite), jnp.zeros_like(finite)
     rounding = 4 * jnp.sqrt(max(n, 1 if scaled.A is None else len(scaled.A))) * eps
     if scaled.A is None:
         assert scaled.Q is not None
@@ -59,6 +63,8 @@ def prepare(problem: Problem) -> Matrix:
         gram = jnp.where(jnp.eye(n, dtype=bool), 1, scaled.Q)
         scaled = scaled._replace(Q=gram, ridge=jnp.zeros_like(scaled.ridge))
         root, singular, gram_inverse = root_of(gram)
+        # The squared distance of a column of R from the span of the others is 1 / (H^-1)_jj.
+        close = ~(jnp.max(jnp.diag(gram_inverse), initial=0) < CROWDED**-2)
     else:
         A = scaled.A
         m = A.shape[0]
@@ -73,12 +79,16 @@ def prepare(problem: Problem) -> Matrix:
             root = after(root, basis)
             distance = rank.least_distance(rank.inverse(root + jnp.diag(jnp.where(scales.junk[:, 0], 1, 0))), n)
             singular = ~(distance > rounding)
+            close = ~(distance > CROWDED)
             ranked, involved = null_space(root, singular, rounding)
             determined |= ~involved
-    start = None
+    start, crowded = None, jnp.zeros_like(finite)
     if gram is not None:
         ridged = gram + START_RIDGE * jnp.eye(n, dtype=gram.dtype)
         factorised = root if scaled.A is None else determined if inverse is None else inverse
+        if FEW < n <= SOME and inverse is None:
+            crowded = is_crowded(after(gram, factorised), close)
+            factorised = crowded.astype(gram.dtype)
         start, _ = inverse_and_factor(after(ridged, factorised))
         start = jnp.where(jnp.all(jnp.isfinite(start)), start, 0)  # an indefinite Q
     determined |= scales.junk
@@ -93,6 +103,7 @@ def prepare(problem: Problem) -> Matrix:
         basis,
         inverse,
         rounding,
+        crowded,
         determined,
         singular,
         ranked,
@@ -130,6 +141,17 @@ def null_space(R: Array, singular: Array, rounding: Array) -> tuple[Array, Array
     return ranked, involved
 
 
+def is_crowded(H: Array, close: Array) -> Array:
+    """Whether a good part of the singular values of R, R'R = H, are next to nothing; asked where columns are close."""
+
+    def count(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        values = jnp.linalg.eigvalsh(state[0])
+        small = ~(values > CROWDED**2 * jnp.max(values))
+        return state[0], jnp.mean(small.astype(H.dtype))
+
+    return once(close, count, (H, jnp.zeros((), H.dtype)))[1] > CROWD
+
+
 def inverse_and_factor(M: Array) -> tuple[Array, Array]:
     """M^-1 and the Cholesky factor of M, (n, n)."""
     # LAPACK wants columns contiguous, and XLA has rows: transposed, what is symmetric need not be copied.
@@ -150,7 +172,6 @@ def root_of(H: Array) -> tuple[Array, Array, Array]:
     """R with R'R = H, whether H is singular, and if not H^-1: R is the Cholesky factor, or else by eigenvalues."""
     n, eps = H.shape[0], jnp.finfo(H.dtype).eps
     inverse, factor = inverse_and_factor(H)
-    # The squared distance of a column of R from the span of the others is 1 / (H^-1)_jj.
     singular = ~(jnp.max(jnp.diag(inverse), initial=0) * 16 * n * eps < 1)
 
     def by_eigenvalues(H: Array) -> Array:

@@ -8,11 +8,13 @@ factorisations of 12 x 12 by LAPACK takes four times as long.
 import functools
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
+from jaxnnls._loops import fori_loop
 from jaxnnls._objective import einsum
 
 FEW = 16  # variables
+SOME = 128  # variables, up to which pivots are ahead of factorisations where columns are crowded
 
 
 def materialised(v: Array) -> Array:
@@ -31,5 +33,14 @@ def first(hit: Array) -> Array:
 
 
 def weighted_sum(T: Array, weight: Array) -> Array:
-    """sum_i weight_i T_i, (n, p, k) and (n, k) -> (p, k). Written out: XLA reduces one number at a time on a CPU."""
-    return functools.reduce(jnp.add, [T[i] * weight[i] for i in range(len(weight))])
+    """sum_i weight_i T_i, (n, p, k) and (n, k) -> (p, k).
+
+    Written out, or, where that would take long to compile, a loop: XLA reduces one number at a time on a CPU.
+    """
+    if len(weight) <= FEW:
+        return functools.reduce(jnp.add, [T[i] * weight[i] for i in range(len(weight))])
+
+    def add(i: Array, total: Array) -> Array:
+        return total + lax.dynamic_index_in_dim(T, i, keepdims=False) * lax.dynamic_slice_in_dim(weight, i, 1)
+
+    return fori_loop(len(weight), add, jnp.zeros_like(T[0]))

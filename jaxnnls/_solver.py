@@ -4,8 +4,8 @@ A tall A is first replaced by the triangular factor R of A = Q R, and b by Q'b: 
 rounding. Then each part takes over the columns that the one before it left unsolved:
 
     wide A, no ridge, no l1:   `least_norm`, the dual: exact fits, already of least norm
-    few variables:             `active_set`
     Q and few columns:         `_quadratic`, pivots of a dual active set, or an interior point
+    few variables, or crowded: `active_set`, pivots
     other problems:            `descend`, sweeps and conjugate gradients
     is the minimiser unique?   `judge_faces`, where A does not have full rank
     what is left, and          `rescue`, proximal Newton with factorisations, a few columns at a time
@@ -38,7 +38,7 @@ from jaxnnls._objective import (
 from jaxnnls._proximal import Rescued, rescue
 from jaxnnls._quadratic import solve_few
 from jaxnnls._scaling import column_size, relative, scale_columns
-from jaxnnls._small import FEW
+from jaxnnls._small import FEW, SOME
 from jaxnnls._solution import choose_status
 from jaxnnls._uniqueness import judge_faces
 
@@ -205,20 +205,8 @@ def iterate(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: 
         fitted = eligible & shortest & (optimality <= attainable(z, options.tol))
         x = jnp.where(fitted, z, x)
 
-    rest, apart = usable & ~fitted, jnp.zeros_like(usable)
-    if matrix.gram is not None and x.shape[0] <= FEW:
-        x, apart, steps = active_set(problem, matrix.gram, x, rest, options.tol, options.max_steps)
-        g = gradient(problem, x)
-        optimality = natural_residual(x, g, problem.lower, problem.upper)
-    elif problem.Q is not None and x.shape[1] <= FEW_COLUMNS:
-        x, steps = solve_few(problem, matrix, x, rest, options.tol, options.max_steps)
-        g = gradient(problem, x)
-        optimality = natural_residual(x, g, problem.lower, problem.upper)
-    else:
-        steps = jnp.minimum(DESCENT_STEPS, options.max_steps - nit)
-        start = None if warm else matrix.start
-        end = descend(problem, matrix.gram, start, x, rest, options.tol, steps)
-        x, g, optimality, steps = end[:4]
+    rest = usable & ~fitted
+    x, g, optimality, apart, steps = minimise(matrix, problem, x, rest, options, options.max_steps - nit, warm)
     nit += steps
     good = rest & (optimality <= attainable(x, options.tol))
     ask = good & matrix.singular
@@ -233,6 +221,38 @@ def iterate(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: 
     x, g, optimality, shortest, steps = if_any(pending, rescued, unsolved)
     x = on_bounds(problem, x, g, optimality, options.tol)
     return Progress(x, fitted | unique | shortest, unique, fitted, nit + steps)
+
+
+class Minimised(NamedTuple):
+    """What the first algorithm has reached."""
+
+    x: Array  # (n, k)
+    g: Array  # (n, k), the gradient at x
+    optimality: Array  # (k,)
+    apart: Array  # (k,), bool: whether columns of A whose variables are free are known to be independent
+    nit: Array  # (k,), int32
+
+
+def minimise(
+    matrix: Matrix, problem: Problem, x: Array, active: Array, options: Options, max_steps: Array, warm: bool
+) -> Minimised:
+    """Solve the active columns from x by the algorithm that suits the matrix, in max_steps (k,) each."""
+    (n, k), gram, tol = x.shape, matrix.gram, options.tol
+    apart, nit = jnp.zeros_like(active), jnp.zeros_like(max_steps)
+    if problem.Q is not None and k <= FEW_COLUMNS and n > FEW:
+        x, nit = solve_few(problem, matrix, x, active, tol, options.max_steps)
+    else:
+        by_pivots = active & (matrix.crowded | (n <= FEW)) if gram is not None and n <= SOME else apart
+        if gram is None or n > FEW:
+            start, steps = None if warm else matrix.start, jnp.minimum(DESCENT_STEPS, max_steps)
+            x, g, optimality, nit = descend(problem, gram, start, x, active & ~by_pivots, tol, steps)[:4]
+            if gram is None or n > SOME:
+                return Minimised(x, g, optimality, apart, nit)
+        assert gram is not None
+        x, apart, pivots = active_set(problem, gram, x, by_pivots, tol, options.max_steps)
+        nit += pivots
+    g = gradient(problem, x)
+    return Minimised(x, g, natural_residual(x, g, problem.lower, problem.upper), apart, nit)
 
 
 def on_bounds(problem: Problem, x: Array, g: Array, optimality: Array, tol: Array) -> Array:

@@ -66,10 +66,10 @@ def judge_faces(
     def by_factorisation(given: tuple[Array, Array], state: Array, own: Array) -> tuple[Array, Array]:
         free, member = given
         columns = jnp.where(member.T[:, None], R, 0)
-        # F first, then the rest of E. What takes no part is zero and stands last.
-        order = jnp.argsort(jnp.where(free.T, 0, jnp.where(member.T, 1, 2)), axis=1)
+        # F first, then the rest of E. What takes no part is zero and stands last, or, beyond p, is left out.
+        order = jnp.argsort(jnp.where(free.T, 0, jnp.where(member.T, 1, 2)), axis=1)[:, :p]
         triangle = jnp.linalg.qr(jnp.take_along_axis(columns, order[:, None], axis=2), mode="r")
-        inverse = rank.inverse(triangle[:, :, :p])
+        inverse = rank.inverse(triangle)
         in_free, in_face = jnp.sum(free, axis=0), jnp.sum(member, axis=0)
         unique = rank.least_distance(inverse, in_face) > rounding
         if p == n:  # the rank of a wide matrix is not in doubt
@@ -79,6 +79,6 @@ def judge_faces(
             unique = jnp.where(matrix.ranked, unique, plausible)
         return own & (in_face <= p) & unique, jnp.zeros_like(own)
 
-    judge, size = (by_elimination, GROUP) if n <= FEW else (by_factorisation, max(1, GROUP_ELEMENTS // (p * n)))
+    judge, size = (by_elimination, GROUP) if n <= FEW else (by_factorisation, max(1, GROUP_ELEMENTS // p**2))
     work = functools.partial(work_off, judge, (free, member), pending=pending, size=size)
     return known | if_any(pending, work, jnp.zeros_like(ask))
