@@ -115,7 +115,7 @@ def sweep(problem: Problem, gram: Array | None, x: Array, g: Array, e: Array, co
             a = row(columns, i)
             slope = row(g, i) + einsum("ij,jk->ik", a, r) + row(problem.ridge, i) * row(e, i)
             # A product, and so a value of its own: XLA would compute a difference again for r, from an e that it would
-            # have to copy first, and drops an optimization_barrier.
+            # have to copy first. It drops an optimization_barrier, and a product with constants (so `after`).
             delta = einsum("i,ik->k", minus, jnp.concatenate([moved(i, e, slope), row(e, i)]))[None]
             return lax.dynamic_update_slice_in_dim(e, row(e, i) + delta, i, axis=0), r + a.T * delta
 

@@ -12,7 +12,10 @@ alive whose columns are all at a bound, sigma keeps the step finite; neither cha
 The preconditioner is D (A A')^-1 D, where the diagonal D makes up for what the rows lose of their size to N.
 
 See Li, Sun and Toh (2018, doi:10.1137/16M1097572) for semismooth Newton with conjugate gradients on such duals.
-Unfinished columns are gathered for each step, GROUP at a time: a column costs its own steps.
+Unfinished columns are gathered for each step, GROUP at a time: a column costs its own steps. Those that nothing fits
+would spend ten steps and more for nothing; where `out_of_reach` proves it, they take none (all of 256 x 513 mel bands
+of random targets and of 64 x 256 uniform A and b, for 0.7 and 0.6 of the time of the solve; few whose best residual is
+below 1e-2, so the proof is tried once and not after each step).
 
 Measured, mel 128 x 1025, float32: with D, 1.9 times less time for a recording and 3.6 times less for decaying plucked
 strings, whose frames have silent bands (3.1 to 0.87 s for 646, 7 Newton steps each): without it, conjugate gradients
@@ -76,7 +79,7 @@ def out_of_reach(part: Columns, A: Array, w: Array, u: Array) -> Array:
 
     For every y, such an x has b'y = x'A'y <= sum_j max(lower_j (A'y)_j, upper_j (A'y)_j) (Farkas' lemma). Here y = w,
     if all bounds are finite. Without upper ones A'y has to be negative, and y = w - c v with v the sum of the columns
-    of A and the smallest c that does it: for A >= 0, and wherever else A'v > 0.
+    of A and the smallest c that does it, of any sign: for A >= 0, and wherever else A'v > 0. Zero columns do not count.
     """
     b, lower, upper = part
     eps = jnp.finfo(A.dtype).eps
@@ -89,7 +92,8 @@ def out_of_reach(part: Columns, A: Array, w: Array, u: Array) -> Array:
     y, slope = w - c * v, u - c * along
     bound = jnp.where(slope > 0, upper, lower)
     gap = jnp.sum(b * y, axis=0) - jnp.sum(jnp.where(slope == 0, 0, bound * slope), axis=0)
-    unclear = UNCLEAR * eps * norm(y) * (1 + jnp.sum(jnp.where(slope == 0, 0, jnp.abs(bound) * length), axis=0))
+    size = norm(w) + jnp.abs(c) * norm(v)
+    unclear = UNCLEAR * eps * size * (1 + jnp.sum(jnp.where(slope == 0, 0, jnp.abs(bound) * length), axis=0))
     able = (lower > -jnp.inf) & (~above | (along > 0)) | (length == 0)
     return jnp.all(able, axis=0) & (gap > unclear)
 

@@ -13,8 +13,11 @@ from jaxnnls._scaling import Scales, matrix_scales, relative, scale_matrix
 from jaxnnls._small import FEW, SOME
 
 START_RIDGE = 1e-3  # 1e-4 is as good; with 1e-2, 256 x 84 chroma takes 1.2 times the steps
-CROWDED = 1e-3  # the least distance between columns, and a singular value; 6e-2 and 9e-3 for 128 learnt spectra
-CROWD = 1 / 8  # of the singular values: decay curves and overlapping peaks have more, duplicates fewer
+CLOSE = 1e-3  # the distance of a unit column from the span of the others; in 128 learnt spectra 6e-2 and more
+SMALL = 1e-3  # of the largest singular value; there 9e-3 and more
+CROWD = (
+    1 / 8
+)  # of the singular values are small: of decay curves and overlapping peaks more, with some duplicates fewer
 GAP = 30  # between what rounding leaves of dependent columns and what independent ones have, where rank is clear
 
 
@@ -30,7 +33,9 @@ class Matrix(NamedTuple):
     basis: Array | None  # (m, n), for m > n: orthonormal columns with A = basis R
     inverse: Array | None  # (m, m), about (C C')^-1 with C = A diag(unit), for wide A
     rounding: Array  # (), the distance between columns of R that rounding leaves of dependent ones
-    crowded: Array  # (), bool: whether many columns are almost combinations of others; for n <= m or a Q, n <= SOME
+    crowded: (
+        Array  # (), bool: whether many columns are almost combinations of others, if asked: FEW < n <= SOME, n <= m
+    )
     determined: Array  # (n, 1), bool: variables that are known to be the same in all minimisers
     singular: Array  # (), bool: whether minimisers may fail to be unique
     ranked: Array  # (), bool: whether the rank of A is beyond doubt, so that least norm means something on any face
@@ -64,7 +69,7 @@ def prepare(problem: Problem) -> Matrix:
         scaled = scaled._replace(Q=gram, ridge=jnp.zeros_like(scaled.ridge))
         root, singular, gram_inverse = root_of(gram)
         # The squared distance of a column of R from the span of the others is 1 / (H^-1)_jj.
-        close = ~(jnp.max(jnp.diag(gram_inverse), initial=0) < CROWDED**-2)
+        close = ~(jnp.max(jnp.diag(gram_inverse), initial=0) < CLOSE**-2)
     else:
         A = scaled.A
         m = A.shape[0]
@@ -79,7 +84,7 @@ def prepare(problem: Problem) -> Matrix:
             root = after(root, basis)
             distance = rank.least_distance(rank.inverse(root + jnp.diag(jnp.where(scales.junk[:, 0], 1, 0))), n)
             singular = ~(distance > rounding)
-            close = ~(distance > CROWDED)
+            close = ~(distance > CLOSE)
             ranked, involved = null_space(root, singular, rounding)
             determined |= ~involved
     start, crowded = None, jnp.zeros_like(finite)
@@ -87,7 +92,10 @@ def prepare(problem: Problem) -> Matrix:
         ridged = gram + START_RIDGE * jnp.eye(n, dtype=gram.dtype)
         factorised = root if scaled.A is None else determined if inverse is None else inverse
         if FEW < n <= SOME and inverse is None:
-            crowded = is_crowded(after(gram, factorised), close)
+            # Columns that do not count are zero: no small singular values.
+            crowded = is_crowded(
+                after(jnp.where(jnp.eye(n, dtype=bool), jnp.maximum(gram, 1), gram), factorised), close
+            )
             factorised = crowded.astype(gram.dtype)
         start, _ = inverse_and_factor(after(ridged, factorised))
         start = jnp.where(jnp.all(jnp.isfinite(start)), start, 0)  # an indefinite Q
@@ -146,7 +154,7 @@ def is_crowded(H: Array, close: Array) -> Array:
 
     def count(state: tuple[Array, Array]) -> tuple[Array, Array]:
         values = jnp.linalg.eigvalsh(state[0])
-        small = ~(values > CROWDED**2 * jnp.max(values))
+        small = ~(values > SMALL**2 * jnp.max(values))
         return state[0], jnp.mean(small.astype(H.dtype))
 
     return once(close, count, (H, jnp.zeros((), H.dtype)))[1] > CROWD

@@ -234,22 +234,30 @@ class Minimised(NamedTuple):
 
 
 def minimise(
-    matrix: Matrix, problem: Problem, x: Array, active: Array, options: Options, max_steps: Array, warm: bool
+    matrix: Matrix, problem: Problem, x: Array, active: Array, options: Options, left: Array, warm: bool
 ) -> Minimised:
-    """Solve the active columns from x by the algorithm that suits the matrix, in max_steps (k,) each."""
+    """Solve the active columns from x by the algorithm that suits the matrix; left (k,) limits the steps of descent."""
     (n, k), gram, tol = x.shape, matrix.gram, options.tol
-    apart, nit = jnp.zeros_like(active), jnp.zeros_like(max_steps)
+    apart, nit = jnp.zeros_like(active), jnp.zeros_like(left)
     if problem.Q is not None and k <= FEW_COLUMNS and n > FEW:
         x, nit = solve_few(problem, matrix, x, active, tol, options.max_steps)
+    elif gram is not None and n <= FEW:
+        x, apart, nit = active_set(problem, gram, x, active, tol, options.max_steps)
     else:
-        by_pivots = active & (matrix.crowded | (n <= FEW)) if gram is not None and n <= SOME else apart
-        if gram is None or n > FEW:
-            start, steps = None if warm else matrix.start, jnp.minimum(DESCENT_STEPS, max_steps)
-            x, g, optimality, nit = descend(problem, gram, start, x, active & ~by_pivots, tol, steps)[:4]
-            if gram is None or n > SOME:
-                return Minimised(x, g, optimality, apart, nit)
+        start, steps = None if warm else matrix.start, jnp.minimum(DESCENT_STEPS, left)
+        pivots_pay = gram is not None and n <= SOME and matrix.inverse is None
+        # Where 0 is inside the bounds, free sets are as large and ill-conditioned as the matrix. Boxes from 0 on are
+        # better in float32, but 128 variables can take hundreds of pivots.
+        above = (problem.lower >= 0) & (problem.upper == jnp.inf)
+        below = (problem.upper <= 0) & (problem.lower == -jnp.inf)
+        small = jnp.all(above | below | (problem.lower == problem.upper), axis=0)
+        crowded = active & matrix.crowded & small if pivots_pay else apart
+        x, g, optimality, nit = descend(problem, gram, start, x, active & ~crowded, tol, steps)[:4]
+        if not pivots_pay:
+            return Minimised(x, g, optimality, apart, nit)
         assert gram is not None
-        x, apart, pivots = active_set(problem, gram, x, by_pivots, tol, options.max_steps)
+        # Half of the steps are for what comes after.
+        x, apart, pivots = active_set(problem, gram, x, crowded, tol, options.max_steps // 2)
         nit += pivots
     g = gradient(problem, x)
     return Minimised(x, g, natural_residual(x, g, problem.lower, problem.upper), apart, nit)

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 
 import jaxnnls
 from jaxnnls._active_set import active_set
@@ -58,12 +59,26 @@ def test_crowded_columns_converge():
     assert np.max(solution.optimality) < 1e-5
 
 
+@pytest.mark.parametrize("bounds", [(-np.inf, np.inf), (-0.3, 0.4)])
+def test_crowded_columns_without_a_bound_at_zero(bounds):
+    # Pivots would end on a ray far from the solution, or spend all steps.
+    rng = np.random.default_rng(4)
+    A = decay_curves(150, 100)
+    B = A @ (rng.uniform(size=(100, 8)) * (rng.uniform(size=(100, 8)) < 0.3)) + 1e-3 * rng.normal(size=(150, 8))
+    solution = jaxnnls.lsq_linear(A, B.astype("f"), bounds)
+    best = [scipy.optimize.lsq_linear(A.astype(float), b, bounds).fun for b in B.astype("f").T]
+    assert np.max(solution.residual_norm - np.linalg.norm(best, axis=1)) < 1e-3 * np.max(np.linalg.norm(B, axis=0))
+    assert np.max(solution.optimality) < 1e-5
+    assert np.max(solution.nit) < 500
+
+
 @pytest.mark.parametrize("quadratic", [False, True])
 def test_which_columns_are_crowded(quadratic):
     rng = np.random.default_rng(3)
     dictionary = rng.random((60, 24)).astype("f")
     duplicates = dictionary.copy()
     duplicates[:, 20] = 2 * duplicates[:, 3]
+    duplicates[:, 8:13] = 0
     centred = dictionary.copy()
     centred[:, 5] = centred.sum(axis=1) - centred[:, 5]
 

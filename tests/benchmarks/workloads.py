@@ -130,26 +130,36 @@ def chroma() -> Workload:
     return Workload("chroma", "notes out of log-frequency spectra", A, A @ x + 0.01 * rng.uniform(size=(256, 862)))
 
 
-def decay() -> Workload:
+def decay(K: int, N: int) -> Workload:
     rng = np.random.default_rng(0)
     echo_ms = np.linspace(10, 480, 48)[:, None]
-    A = np.exp(-echo_ms / np.geomspace(10, 2000, 12))
-    constants = np.exp(rng.uniform(np.log(10), np.log(2000), (3, 20_000)))
-    weights = rng.uniform(0.2, 1, (3, 20_000)) * (np.arange(3)[:, None] < rng.integers(1, 4, 20_000))
+    A = np.exp(-echo_ms / np.geomspace(10, 2000, K))
+    constants = np.exp(rng.uniform(np.log(10), np.log(2000), (3, N)))
+    weights = rng.uniform(0.2, 1, (3, N)) * (np.arange(3)[:, None] < rng.integers(1, 4, N))
     B = sum(w * np.exp(-echo_ms / T) for w, T in zip(weights, constants))
     noise = 1e-3 * np.linalg.norm(B, axis=0) / np.sqrt(48)
-    return Workload("decay", "sums of exponential decays", A, B + noise * rng.standard_normal((48, 20_000)))
+    name, note = "decay" if K == 12 else f"decay{K}", f"sums of exponential decays by {K} of them"
+    return Workload(name, note, A, B + noise * rng.standard_normal((48, N)))
+
+
+def mel_bands(bands: int, fft_size: int) -> Floats:
+    """Triangles of equal area on Slaney's scale, linear up to 1 kHz and logarithmic above, shape (bands, bins)."""
+    top = 15 + 27 * np.log(SAMPLE_RATE / 2 / 1000) / np.log(6.4)
+    band = np.linspace(0, top, bands + 2)
+    edges = np.where(band < 15, band * 200 / 3, 1000 * np.exp(np.log(6.4) / 27 * (band - 15)))
+    low, centre, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    hz = np.fft.rfftfreq(fft_size, 1 / SAMPLE_RATE)
+    return np.maximum(np.minimum((hz - low) / (centre - low), (high - hz) / (high - centre)), 0) * 2 / (high - low)
 
 
 def mel() -> Workload:
-    # Slaney's scale is linear up to 1 kHz and logarithmic above; the triangles have equal areas.
-    top = 15 + 27 * np.log(SAMPLE_RATE / 2 / 1000) / np.log(6.4)
-    band = np.linspace(0, top, 130)
-    edges = np.where(band < 15, band * 200 / 3, 1000 * np.exp(np.log(6.4) / 27 * (band - 15)))
-    low, centre, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
-    hz = np.fft.rfftfreq(FFT_SIZE, 1 / SAMPLE_RATE)
-    A = np.maximum(np.minimum((hz - low) / (centre - low), (high - hz) / (high - centre)), 0) * 2 / (high - low)
+    A = mel_bands(128, FFT_SIZE)
     return Workload("mel", "magnitudes out of mel bands", A, A @ magnitudes(30, 512), reference="librosa.util.nnls")
+
+
+def misfit() -> Workload:
+    rng = np.random.default_rng(0)
+    return Workload("misfit", "mel bands of no magnitudes", mel_bands(256, 1024), rng.uniform(size=(256, 200)))
 
 
 def small() -> Workload:
@@ -189,8 +199,10 @@ MAKERS: dict[str, Callable[[], Workload]] = {
     "nmf32": functools.partial(nmf, 32),
     "nmf128": functools.partial(nmf, 128),
     "chroma": chroma,
-    "decay": decay,
+    "decay": functools.partial(decay, 12, 20_000),
+    "decay40": functools.partial(decay, 40, 2000),
     "mel": mel,
+    "misfit": misfit,
     "small": small,
     "gram": gram,
     "vmap": vmap,
