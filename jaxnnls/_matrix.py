@@ -15,9 +15,7 @@ from jaxnnls._small import FEW, SOME
 START_RIDGE = 1e-3  # 1e-4 is as good; with 1e-2, 256 x 84 chroma takes 1.2 times the steps
 CLOSE = 1e-3  # the distance of a unit column from the span of the others; in 128 learnt spectra 6e-2 and more
 SMALL = 1e-3  # of the largest singular value; there 9e-3 and more
-CROWD = (
-    1 / 8
-)  # of the singular values are small: of decay curves and overlapping peaks more, with some duplicates fewer
+CROWD = 1 / 8  # of them are small: in decay curves and overlapping peaks more, with some duplicates fewer
 GAP = 30  # between what rounding leaves of dependent columns and what independent ones have, where rank is clear
 
 
@@ -33,9 +31,7 @@ class Matrix(NamedTuple):
     basis: Array | None  # (m, n), for m > n: orthonormal columns with A = basis R
     inverse: Array | None  # (m, m), about (C C')^-1 with C = A diag(unit), for wide A
     rounding: Array  # (), the distance between columns of R that rounding leaves of dependent ones
-    crowded: (
-        Array  # (), bool: whether many columns are almost combinations of others, if asked: FEW < n <= SOME, n <= m
-    )
+    crowded: Array  # (), bool: whether many columns are almost combinations of others; for FEW < n <= SOME and n <= m
     determined: Array  # (n, 1), bool: variables that are known to be the same in all minimisers
     singular: Array  # (), bool: whether minimisers may fail to be unique
     ranked: Array  # (), bool: whether the rank of A is beyond doubt, so that least norm means something on any face
@@ -93,9 +89,8 @@ def prepare(problem: Problem) -> Matrix:
         factorised = root if scaled.A is None else determined if inverse is None else inverse
         if FEW < n <= SOME and inverse is None:
             # Columns that do not count are zero: no small singular values.
-            crowded = is_crowded(
-                after(jnp.where(jnp.eye(n, dtype=bool), jnp.maximum(gram, 1), gram), factorised), close
-            )
+            counted = jnp.where(jnp.eye(n, dtype=bool), jnp.maximum(gram, 1), gram)
+            crowded = is_crowded(after(counted, factorised), close)
             factorised = crowded.astype(gram.dtype)
         start, _ = inverse_and_factor(after(ridged, factorised))
         start = jnp.where(jnp.all(jnp.isfinite(start)), start, 0)  # an indefinite Q
