@@ -21,10 +21,10 @@ whatever A is. (Without bounds, or with 0 between them, they are not: 200 x 100 
 the solution.) Its arithmetic is 5 n^2 a step and column, and no call of a factorisation. Microseconds a column, here
 and by descent and rescue, and how many of the columns were left at PRECISION (float32, 2 cores):
 
-    48 x 20 decay curves      27, 537      0.3, 56 %    200 x 64 Gaussian peaks    520, 7700    0, 34 %
-    48 x 40 decay curves      115, 3300    1, 53 %      1025 x 32 learnt           126, 11      0, 0
-    200 x 100 decay curves    1200, 5000   26, 87 %     256 x 84 chroma            870, 22      0, 0
-    200 x 50 Gaussian peaks   140, 720     0, 2 %       1025 x 128 learnt          23000, 300   0, 0
+    48 x 20 decay curves      33, 537      0.3, 56 %    200 x 64 Gaussian peaks    630, 7700    0, 34 %
+    48 x 40 decay curves      144, 3300    2, 53 %      1025 x 32 learnt           126, 11      0, 0
+    200 x 100 decay curves    1360, 5200   31, 87 %     256 x 84 chroma            870, 22      0, 0
+    200 x 50 Gaussian peaks   96, 720      0, 2 %       1025 x 128 learnt          23000, 300   0, 0
 
 The direction is part of the state: XLA computes what several loops use once for each of them, but what one step leaves
 for the next only once (119 against 69 ms for the 20,000 curves). So are the weights of its sum, and the pivot, values
