@@ -62,7 +62,7 @@ def lsq_linear_blocks(
     >>> [sol.x.shape for sol in jaxnnls.lsq_linear_blocks(A, blocks, bounds=(0, 1))]
     [(2, 4), (2, 3)]
     """
-    A = jnp.asarray(A)
+    A = jnp.array(A)  # for as long as there are blocks
     for bound in bounds:
         if np.ndim(bound) > 1:
             raise ValueError(f"Expected bounds that all columns share, got shape {np.shape(bound)}; see lsq_linear.")

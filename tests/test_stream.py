@@ -35,6 +35,28 @@ def test_next_block_is_fetched_while_one_is_solved():
     assert events == ["read 0", "read 1", "write 0", "read 2", "write 1", "write 2"]
 
 
+def on_a_cache_line(shape):
+    """An uninitialised array in memory that JAX would use in place."""
+    memory = np.empty(4 * int(np.prod(shape)) + 64, np.uint8)
+    return memory[-memory.ctypes.data % 64 :][: 4 * int(np.prod(shape))].view("f").reshape(shape)
+
+
+def test_memory_is_the_callers_once_a_call_has_returned():
+    rng = np.random.default_rng(1)
+    A, B = on_a_cache_line((60, 20)), on_a_cache_line((60, 500))
+    A[:], given = rng.random(A.shape), rng.random((5, *B.shape), "f")
+
+    def blocks():  # a reader with one buffer
+        for block in given:
+            B[:] = block
+            yield B
+
+    expected = [np.asarray(jaxnnls.nnls(A, block)) for block in given]
+    for x, solution in zip(expected, jaxnnls.lsq_linear_blocks(A, blocks(), (0, np.inf))):
+        np.testing.assert_allclose(solution.x, x, atol=1e-5)
+        A[:] = np.nan
+
+
 def test_what_fails_comes_after_what_is_done():
     def blocks():
         yield np.ones((2, 1))
