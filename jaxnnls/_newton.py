@@ -1,0 +1,101 @@
+"""A step of Newton's method on piecewise linear equations, with a factorisation for each column.
+
+    R x + sigma w = target    where    x = clip(a + W R'w)
+
+are monotone: the gradient of a concave piecewise quadratic function of w. Newton's direction and an exact search along
+it maximise that. The direction solves
+
+    (R_F W_F R_F' + damping I) dw = target - R x - sigma w,    F free
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+from jax.scipy.linalg import cho_factor, cho_solve
+
+from jaxnnls._linesearch import step_length
+from jaxnnls._objective import einsum
+
+INACTIVE_WEIGHT = 1e-2
+STALLED = 10
+
+
+class Equations(NamedTuple):
+    """What is to be solved, column by column."""
+
+    a: Array  # (n, k)
+    W: Array  # (n, k)
+    lower: Array  # (n, k)
+    upper: Array  # (n, k)
+    target: Array  # (rows of R, k)
+    sigma: Array  # (k,)
+    damping: Array  # (k,), sigma, or what a singular system needs where sigma is 0
+
+
+class Iterate(NamedTuple):
+    """Columns in progress."""
+
+    w: Array  # (rows of R, k)
+    u: Array  # (n, k), a + W R'w; x = clip(u)
+    best: Array  # (k,), the largest misfit that counted as progress
+    since: Array  # (k,), steps since then
+    steps: Array  # (k,)
+
+
+def largest(v: Array) -> Array:
+    """max |v| of each column, (p, k) -> (k,)."""
+    return jnp.max(jnp.abs(v), axis=0, initial=0)
+
+
+def newton_step(R: Array, equations: Equations, at: Iterate) -> tuple[Iterate, Array, Array]:
+    """From one iterate to the next; the first, of 0 steps, is w = 0, whatever it holds.
+
+    Returns also the misfit target - R x, (rows of R, k), and whether another step can be of use, (k,).
+    """
+    a, W, lower, upper, target, sigma, damping = equations
+    eps = jnp.finfo(R.dtype).eps
+    size = largest(target)
+    proximal, fresh = sigma > 0, at.steps == 0
+    w, u = jnp.where(fresh, 0, at.w), jnp.where(fresh, a, at.u)
+
+    def misfit_of(x: Array) -> Array:
+        return target - einsum("ij,jk->ik", R, x)
+
+    x, free = jnp.clip(u, lower, upper), (u > lower) & (u < upper)
+    misfit = misfit_of(x)
+    best = jnp.where(fresh, largest(misfit), at.best)
+    r = misfit - sigma * w
+    # Without sigma the damping fades with the residual, as in Levenberg and Marquardt's method, until what rounding
+    # leaves of r where the matrix is singular, divided by the damping, would rule the search along d.
+    fade = jnp.where(proximal, 1, jnp.minimum(largest(r) / jnp.where(size > 0, size, 1), 1))
+    least = eps + jnp.where(proximal, 0, (4 * eps / jnp.maximum(fade, eps)) ** 2)
+    diagonal = jnp.maximum(damping * fade, 4 * damping / jnp.sqrt(eps) * least)
+    # Without sigma, what is at a bound but may leave it keeps a little weight, so that no row is without any.
+    weight = jnp.where(free, 1, jnp.where(proximal | (lower == upper), 0, INACTIVE_WEIGHT * fade)) * W
+    identity = jnp.eye(len(R), dtype=R.dtype)
+    matrix = einsum("kij,lj->kil", weight.T[:, None] * R, R) + diagonal[:, None, None] * identity
+    d = cho_solve(cho_factor(matrix), r.T[:, :, None])[:, :, 0].T
+    image = einsum("ij,ik->jk", R, d)
+    # By what x changes: the terms of the slope themselves would leave eps |target| |d| of rounding.
+    start, low, high, bend = u - x, lower - x, upper - x, sigma * jnp.sum(d * d, axis=0)
+    at_zero = jnp.sum(r * d, axis=0)
+
+    def slope(t: Array) -> Array:
+        return at_zero - t * bend - jnp.sum(jnp.clip(start + t * W * image, low, high) * image, axis=0)
+
+    usable = jnp.isfinite(at_zero) & (at_zero > 0)
+    t = jnp.where(usable, step_length(slope, at_zero, usable), 0)
+    u = jnp.where(usable, u + t * W * image, u)
+    w = jnp.where(usable, w + t * d, w)
+    y = jnp.clip(u, lower, upper)
+    # A full step that keeps the free set is exact, unless damped; one that moves nothing cannot be improved on.
+    exact = (t == 1) & jnp.all(free == ((u > lower) & (u < upper)), axis=0) & proximal
+    still = largest(y - x) <= 4 * eps * largest(y)
+    misfit = misfit_of(y)
+    error = largest(misfit)
+    closer = error < 0.5 * best
+    since = jnp.where(closer, 0, jnp.where(fresh, 0, at.since) + 1)
+    # A projection out of reach shows in a misfit that stays.
+    going = usable & ~exact & ~still & (proximal | ((since < STALLED) & (error > 16 * eps * size)))
+    return Iterate(w, u, jnp.where(closer, error, best), since, at.steps + 1), misfit, going
