@@ -37,7 +37,7 @@ def known(value: Any) -> bool:
 
 
 def check(arguments: Arguments, quadratic: bool, block_bytes: int) -> tuple[Arguments, int]:
-    """Raise for anything the solver cannot take. Returns the arguments, lists and NumPy arrays copied, and block_bytes.
+    """Raise for anything the solver cannot take. Returns the arguments with lists as arrays, and block_bytes.
 
     Raises
     ------
@@ -46,8 +46,7 @@ def check(arguments: Arguments, quadratic: bool, block_bytes: int) -> tuple[Argu
     TypeError
         For complex or non-numeric arrays.
     """
-    # NumPy arrays are copied: JAX may read their memory after the call has returned, when the caller may write to it.
-    arrays: list[Any] = [np.array(a) if isinstance(a, list | tuple | np.ndarray) else a for a in arguments]
+    arrays: list[Any] = [np.asarray(a) if isinstance(a, list | tuple) else a for a in arguments]
     arguments = Arguments(*arrays)
     matrix, columns, lower, upper, x_init, ridge, l1, tol, max_steps, smoothing = arguments
     name, right = ("Q", "q") if quadratic else ("A", "B")

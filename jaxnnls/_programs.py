@@ -35,6 +35,9 @@ def solve_eagerly(
 
     Traced calls become a part of another program, and columns on several devices stay where they are.
     """
+    # JAX may read the memory of NumPy arrays after the call has returned, when the caller may write to it.
+    own: list[Any] = [np.array(a) if isinstance(a, np.ndarray) else a for a in arguments]
+    arguments = Arguments(*own)
     shape, kind = np.shape(arguments.columns), jax.typeof(arguments.columns)
     able = len(shape) > 1 and jnp.issubdtype(kind.dtype, jnp.inexact) and not kind.weak_type  # to hold NaN, as it is
     if not able or jax.debug_nans.value or not all(map(_at_hand, jax.tree.leaves(arguments))):
@@ -47,8 +50,8 @@ def solve_eagerly(
     size = _program(sizes, N, block_bytes // bytes_per_column)
     if size == N:
         return solve(arguments, block_bytes, quadratic)
-    own = {name: a for name, a in arguments._asdict().items() if _has_columns(a, name, N)}
-    return _first(solve(arguments._replace(**_widened(own, size)), block_bytes, quadratic), N)
+    wide = {name: a for name, a in arguments._asdict().items() if _has_columns(a, name, N)}
+    return _first(solve(arguments._replace(**_widened(wide, size)), block_bytes, quadratic), N)
 
 
 def _program(sizes: dict[int, int], N: int, room: int) -> int:
