@@ -26,6 +26,9 @@ Measured and not chosen: groups of 16, 32 and 64 columns where the matrices are 
 (zigzags there), adding one variable at a time (3 factorisations on an easy dictionary, 60 and more on wide problems
 without a unique minimiser; this takes 5 to 20 on all of them); the Newton system by the free block of H and the
 Woodbury formula (a third of the arithmetic for n <= m, but it loses sqrt(eps) and stops at an optimality of 1e-8).
+Conjugate gradients, preconditioned as in `least_norm`, in the place of factorisations for wide A, 64 columns a step:
+float32 0.52 of the time for 256 x 513 mel bands, 0.76 to 0.9 for 128 x 1025, 1.1 for 80 x 513, 1.4 for 60 x 100 of
+rank 20, as accurate; float64 about twice the time, and some columns without a solution.
 """
 
 from typing import NamedTuple
