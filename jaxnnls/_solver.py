@@ -43,6 +43,7 @@ from jaxnnls._solution import choose_status
 from jaxnnls._uniqueness import judge_faces
 
 DESCENT_STEPS = 20
+WIDE_DESCENT_STEPS = 10  # 20 take 1.1 to 1.3 times the time for mel bands that nothing fits, of 128 x 1025
 FEW_COLUMNS = 8
 DEFAULT_MAX_STEPS = 500
 
@@ -163,7 +164,7 @@ def solve_block(matrix: Matrix, original: Problem, block: Block, options: Option
     x = jnp.clip(x * beta / scales.s, lower, upper)
     x = jnp.where(at_lower, raw.lower, jnp.where(at_upper, raw.upper, x))
     optimality = jnp.where(finite, jnp.where(feasible, optimality, jnp.inf), jnp.nan)
-    plain = progress.unique if matrix.inverse is None else progress.fitted & matrix.independent
+    plain = progress.unique if matrix.inverse is None else progress.fitted & (matrix.dependent == 0)
     return Result(jnp.where(finite, x, jnp.nan), optimality, nit, status, plain)
 
 
@@ -244,7 +245,8 @@ def minimise(
     elif gram is not None and n <= FEW:
         x, apart, nit = active_set(problem, gram, x, active, tol, options.max_steps)
     else:
-        start, steps = None if warm else matrix.start, jnp.minimum(DESCENT_STEPS, left)
+        most = DESCENT_STEPS if matrix.inverse is None else WIDE_DESCENT_STEPS
+        start, steps = None if warm else matrix.start, jnp.minimum(most, left)
         pivots_pay = gram is not None and n <= SOME and matrix.inverse is None
         # Where 0 is inside the bounds, free sets are as large and ill-conditioned as the matrix. Boxes from 0 on are
         # better in float32, but 128 variables can take hundreds of pivots.
