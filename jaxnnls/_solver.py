@@ -8,7 +8,7 @@ rounding. Then each part takes over the columns that the one before it left unso
     few variables, or crowded: `active_set`, pivots
     other problems:            `descend`, sweeps and conjugate gradients
     is the minimiser unique?   `judge_faces`, where A does not have full rank
-    what is left, and          `rescue`, proximal Newton with factorisations, a few columns at a time
+    what is left, and          `rescue`, proximal Newton, a few columns at a time
     whatever is not unique
 
 What is said of the result, its optimality and status, is measured with A itself.
