@@ -169,7 +169,7 @@ def regularised_inverse(M: Array) -> tuple[Array, Array]:
     delta = 8 * jnp.finfo(M.dtype).eps * jnp.where(trace > 0, trace, 1)
     inverse, factor = inverse_and_factor(M + delta * jnp.eye(len(M), dtype=M.dtype))
     clear = (jnp.diag(factor) ** 2 > 4 * delta) | (diagonal == 0)
-    return inverse, jnp.mean((~clear).astype(M.dtype))
+    return inverse, jnp.sum(~clear, dtype=M.dtype) / max(len(M), 1)
 
 
 def root_of(H: Array) -> tuple[Array, Array, Array]:
