@@ -37,10 +37,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from jaxnnls._conjugate import conjugate_gradients
 from jaxnnls._linesearch import step_length
 from jaxnnls._objective import einsum, is_least
 from jaxnnls._queue import work_off
-from jaxnnls._weighted import weighted_solve
 
 CG_STEPS = 80
 CG_REDUCTION = 0.03
@@ -134,7 +134,8 @@ def least_norm(
     m = A.shape[0]
     sigma = 0.1 * jnp.sqrt(jnp.finfo(A.dtype).eps) * jnp.sum(A * A) / m
     target = 14 * jnp.finfo(A.dtype).eps
-    rows = jnp.sum(A * A, axis=1, keepdims=True) + sigma
+    squares = A * A  # times weights, the diagonal of A diag(weight) A'
+    rows = jnp.sum(squares, axis=1, keepdims=True) + sigma
 
     def misfit_of(part: Columns, u: Array) -> Array:
         return part.b - einsum("ij,jk->ik", A, jnp.clip(u, part.lower, part.upper))
@@ -147,8 +148,16 @@ def least_norm(
         w, u, r, best, since, nit = state
         weight = jnp.where((u > lower) & (u < upper), 1, INACTIVE_WEIGHT)
 
+        def product(v: Array) -> Array:
+            return einsum("ij,jk->ik", A, weight * einsum("ij,ik->jk", A, v)) + sigma * v
+
+        D = jnp.sqrt(rows / (einsum("ij,jk->ik", squares, weight) + sigma))
+
+        def precondition(v: Array) -> Array:
+            return D * einsum("ij,jk->ik", inverse, D * v)
+
         stop = jnp.maximum(CG_REDUCTION * norm(r), 0.3 * target)
-        d = weighted_solve(A, inverse, rows, weight, sigma, jnp.where(own, r, 0), stop * stop, CG_STEPS)
+        d, _ = conjugate_gradients(product, jnp.where(own, r, 0), stop * stop, CG_STEPS, precondition)
         image = einsum("ij,ik->jk", A, d)
         straight = jnp.sum(b * d, axis=0)
 

@@ -35,7 +35,7 @@ class Matrix(NamedTuple):
     determined: Array  # (n, 1), bool: variables that are known to be the same in all minimisers
     singular: Array  # (), bool: whether minimisers may fail to be unique
     ranked: Array  # (), bool: whether the rank of A is beyond doubt, so that least norm means something on any face
-    dependent: Array  # (), the share of the rows of a wide A that are combinations of others, and not zero
+    independent: Array  # (), bool: whether the rows of a wide A are independent, but for zeros
     finite: Array  # (), bool
 
 
@@ -56,7 +56,7 @@ def prepare(problem: Problem) -> Matrix:
     gram, gram_inverse, basis, inverse = None, None, None, None
     # Null vectors are zero where a ridge counts; one that is less than rounding is as good as none.
     determined = scaled.ridge > eps
-    dependent, ranked, close = jnp.zeros((), scales.s.dtype), jnp.ones_like(finite), jnp.zeros_like(finite)
+    independent, ranked, close = jnp.zeros_like(finite), jnp.ones_like(finite), jnp.zeros_like(finite)
     rounding = 4 * jnp.sqrt(max(n, 1 if scaled.A is None else len(scaled.A))) * eps
     if scaled.A is None:
         assert scaled.Q is not None
@@ -74,7 +74,7 @@ def prepare(problem: Problem) -> Matrix:
         if m < n:
             singular, root = jnp.ones_like(finite), A
             C = A * relative(scales).T
-            inverse, dependent = regularised_inverse(einsum("ij,kj->ik", C, C))
+            inverse, independent = regularised_inverse(einsum("ij,kj->ik", C, C))
         else:
             basis, root = jnp.linalg.qr(A)
             root = after(root, basis)
@@ -110,7 +110,7 @@ def prepare(problem: Problem) -> Matrix:
         determined,
         singular,
         ranked,
-        dependent,
+        independent,
         finite,
     )
 
@@ -163,13 +163,12 @@ def inverse_and_factor(M: Array) -> tuple[Array, Array]:
 
 
 def regularised_inverse(M: Array) -> tuple[Array, Array]:
-    """(M + delta I)^-1 with the smallest delta that rounding allows, and the share of rows that depend on others."""
+    """(M + delta I)^-1 with the smallest delta that rounding allows, and whether M is regular but for zero rows."""
     diagonal = jnp.diag(M)
     trace = jnp.sum(diagonal)
     delta = 8 * jnp.finfo(M.dtype).eps * jnp.where(trace > 0, trace, 1)
     inverse, factor = inverse_and_factor(M + delta * jnp.eye(len(M), dtype=M.dtype))
-    clear = (jnp.diag(factor) ** 2 > 4 * delta) | (diagonal == 0)
-    return inverse, jnp.sum(~clear, dtype=M.dtype) / max(len(M), 1)
+    return inverse, jnp.all((jnp.diag(factor) ** 2 > 4 * delta) | (diagonal == 0))
 
 
 def root_of(H: Array) -> tuple[Array, Array, Array]:

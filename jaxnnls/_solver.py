@@ -8,7 +8,7 @@ rounding. Then each part takes over the columns that the one before it left unso
     few variables, or crowded: `active_set`, pivots
     other problems:            `descend`, sweeps and conjugate gradients
     is the minimiser unique?   `judge_faces`, where A does not have full rank
-    what is left, and          `rescue`, proximal Newton, a few columns at a time
+    what is left, and          `rescue`, proximal Newton with factorisations, a few columns at a time
     whatever is not unique
 
 What is said of the result, its optimality and status, is measured with A itself.
@@ -43,7 +43,7 @@ from jaxnnls._solution import choose_status
 from jaxnnls._uniqueness import judge_faces
 
 DESCENT_STEPS = 20
-WIDE_DESCENT_STEPS = 10  # 20 take 1.1 to 1.3 times the time for mel bands that nothing fits, of 128 x 1025
+WIDE_DESCENT_STEPS = 10  # 20 take 1.1 to 1.3 times the time for 128 x 1025 mel bands that nothing fits
 FEW_COLUMNS = 8
 DEFAULT_MAX_STEPS = 500
 
@@ -164,7 +164,7 @@ def solve_block(matrix: Matrix, original: Problem, block: Block, options: Option
     x = jnp.clip(x * beta / scales.s, lower, upper)
     x = jnp.where(at_lower, raw.lower, jnp.where(at_upper, raw.upper, x))
     optimality = jnp.where(finite, jnp.where(feasible, optimality, jnp.inf), jnp.nan)
-    plain = progress.unique if matrix.inverse is None else progress.fitted & (matrix.dependent == 0)
+    plain = progress.unique if matrix.inverse is None else progress.fitted & matrix.independent
     return Result(jnp.where(finite, x, jnp.nan), optimality, nit, status, plain)
 
 
