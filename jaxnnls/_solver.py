@@ -43,7 +43,7 @@ from jaxnnls._solution import choose_status
 from jaxnnls._uniqueness import judge_faces
 
 DESCENT_STEPS = 20
-WIDE_DESCENT_STEPS = 10  # 20 take 1.1 to 1.3 times the time for 128 x 1025 mel bands that nothing fits
+WIDE_DESCENT_STEPS = 10  # 20 take 1.1 times the time for 128 x 1025 mel bands that nothing fits
 FEW_COLUMNS = 8
 DEFAULT_MAX_STEPS = 500
 
