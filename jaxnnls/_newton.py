@@ -52,11 +52,10 @@ def largest(v: Array) -> Array:
     return jnp.max(jnp.abs(v), axis=0, initial=0)
 
 
-def newton_step(R: Array, equations: Equations, at: Iterate, own: Array) -> tuple[Iterate, Array, Array]:
+def newton_step(R: Array, equations: Equations, at: Iterate) -> tuple[Iterate, Array, Array]:
     """From one iterate to the next; the first, of 0 steps, is w = 0, whatever it holds.
 
     Returns also the misfit target - R x, (rows of R, k), and whether another step can be of use, (k,).
-    Columns that are not own, (k,), are left as they are.
     """
     a, W, lower, upper, target, sigma, damping = equations
     eps = jnp.finfo(R.dtype).eps
@@ -89,7 +88,7 @@ def newton_step(R: Array, equations: Equations, at: Iterate, own: Array) -> tupl
     def slope(t: Array) -> Array:
         return at_zero - t * bend - jnp.sum(jnp.clip(start + t * W * image, low, high) * image, axis=0)
 
-    usable = own & jnp.isfinite(at_zero) & (at_zero > 0)
+    usable = jnp.isfinite(at_zero) & (at_zero > 0)
     t = jnp.where(usable, step_length(slope, at_zero, usable), 0)
     u = jnp.where(usable, u + t * W * image, u)
     w = jnp.where(usable, w + t * d, w)

@@ -149,7 +149,7 @@ def rescue(
     def step(given: tuple[Columns, Array], state: State, own: Array) -> tuple[State, Array]:
         part, max_steps = with_columns(problem, given[0]), given[1]
         equations = equations_at(state, part.lower, part.upper)
-        inner, rest, going = newton_step(R, equations, state.inner, own)
+        inner, rest, going = newton_step(R, equations, state.inner)
         nit = state.nit + 1
         going &= (inner.steps < NEWTON_STEPS) & (nit < max_steps)
 
