@@ -26,7 +26,7 @@ def test_wide_bands_that_nothing_fits_to_float32():
 
 
 def test_many_rows_that_nothing_fits():
-    """Conjugate gradients on Newton's systems, which solve the first, fail for all the others."""
+    """Conjugate gradients on Newton's systems solve the first, and failed for matrices like the others."""
     rng = np.random.default_rng(1)
     regular = bands(160, 500)
     m, n = regular.shape
