@@ -14,7 +14,7 @@ from jax import Array, lax
 
 from jaxnnls import _solver
 from jaxnnls._blocks import block_size, broadcasting, map_columns
-from jaxnnls._loops import after, anywhere
+from jaxnnls._loops import anywhere
 from jaxnnls._matrix import regularised_inverse
 from jaxnnls._objective import Problem, einsum
 from jaxnnls._scaling import matrix_scales, relative, scale_matrix
@@ -108,7 +108,7 @@ def tangent(problem: Problem, x: Array, plain: Array, dproblem: Problem, block_b
     if m < n:
         scaled = lax.stop_gradient(scale_matrix(problem, scales))
         assert scaled.A is not None
-        C = after(scaled.A * relative(scales).T, x)
+        C = scaled.A * relative(scales).T
         inverse, _ = regularised_inverse(einsum("ij,kj->ik", C, C))
 
     def rule(kind: Rule, part: Part) -> Array:

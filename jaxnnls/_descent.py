@@ -34,7 +34,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxnnls._conjugate import conjugate_gradients
-from jaxnnls._loops import after, fori_loop
+from jaxnnls._loops import fori_loop
 from jaxnnls._objective import (
     Columns,
     Problem,
@@ -108,14 +108,15 @@ def sweep(problem: Problem, gram: Array | None, x: Array, g: Array, e: Array, co
         e = fori_loop(count, lambda _, e: fori_loop(n, update, e), e)
     else:
         assert problem.A is not None
-        columns, minus = problem.A.T, after(jnp.array([1, -1], x.dtype), problem.A)
+        columns, one = problem.A.T, jnp.isfinite(jnp.sum(problem.A.ravel()[:1]))  # A is, which XLA does not know
+        minus = jnp.where(one, jnp.array([1, -1], x.dtype), jnp.nan)
 
         def update_residual(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
             e, r = state  # r = A e
             a = row(columns, i)
             slope = row(g, i) + einsum("ij,jk->ik", a, r) + row(problem.ridge, i) * row(e, i)
             # A product, and so a value of its own: XLA would compute a difference again for r, from an e that it would
-            # have to copy first. It drops an optimization_barrier, and a product with constants (so `after`).
+            # have to copy first. It drops an optimization_barrier, and a product with constants.
             delta = einsum("i,ik->k", minus, jnp.concatenate([moved(i, e, slope), row(e, i)]))[None]
             return lax.dynamic_update_slice_in_dim(e, row(e, i) + delta, i, axis=0), r + a.T * delta
 

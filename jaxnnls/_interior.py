@@ -19,10 +19,11 @@ n = 460).
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.scipy.linalg import cho_solve
 
+from jaxnnls import _lapack as lapack
 from jaxnnls._loops import anywhere
 from jaxnnls._objective import (
     Columns,
@@ -83,7 +84,7 @@ def factor_masked(H: Array, member: Array, diagonal: Array) -> Array:
     # LAPACK wants columns contiguous: H' is read in the order it is written in (n = 1504: 1.2 s instead of 1.6).
     M = jnp.where(member.T[:, :, None] & member.T[:, None], H.T, 0)
     M += jnp.eye(n, dtype=H.dtype) * jnp.where(member, diagonal, 1).T[:, None]
-    return lax.linalg.cholesky(M, symmetrize_input=False)
+    return jax.vmap(lapack.cholesky)(M)
 
 
 def smallest_pivot(H: Array) -> float:
@@ -93,7 +94,7 @@ def smallest_pivot(H: Array) -> float:
 
 def solve_factored(factor: Array, r: Array) -> Array:
     """(k, n, n), (n, k) -> (n, k)."""
-    return cho_solve((factor, True), r.T[:, :, None])[:, :, 0].T
+    return jax.vmap(lapack.solve_cholesky)(factor, r.T).T
 
 
 def longest(v: Array, d: Array) -> Array:

@@ -91,16 +91,3 @@ def fori_loop(count: int | Array, step: Callable[[Array, T], T], start: T) -> T:
     """
     count = jnp.asarray(count, jnp.uint32)
     return lax.fori_loop(jnp.zeros_like(count), count, lambda i, state: alike(step(i, state)), alike(start))
-
-
-def after(value: Array, other: Array) -> Array:
-    """The value, made to wait for something else.
-
-    jaxlib spreads a batched factorisation over a pool of threads and waits for them within one of those threads; two
-    that run at the same time wait for each other for ever (0.10.2, two cores, a batch of three Cholesky and of three
-    QR factorisations of 300 x 300). So under vmap none may start before the one before it is done, and XLA respects
-    dependencies between data only, no `optimization_barrier`.
-    """
-    one = jnp.sum(lax.stop_gradient(other).ravel()[:1])  # 0 of nothing, where there are no columns
-    always = jnp.isfinite(jnp.nan_to_num(one))
-    return jnp.where(always, value, jnp.nan)

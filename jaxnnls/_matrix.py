@@ -2,12 +2,12 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
+from jaxnnls import _lapack as lapack
 from jaxnnls import _rank as rank
-from jaxnnls._loops import after, once
+from jaxnnls._loops import once
 from jaxnnls._objective import Problem, einsum
 from jaxnnls._scaling import Scales, matrix_scales, relative, scale_matrix
 from jaxnnls._small import FEW, SOME
@@ -76,8 +76,7 @@ def prepare(problem: Problem) -> Matrix:
             C = A * relative(scales).T
             inverse, independent = regularised_inverse(einsum("ij,kj->ik", C, C))
         else:
-            basis, root = jnp.linalg.qr(A)
-            root = after(root, basis)
+            basis, root = lapack.qr(A)
             distance = rank.least_distance(rank.inverse(root + jnp.diag(jnp.where(scales.junk[:, 0], 1, 0))), n)
             singular = ~(distance > rounding)
             close = ~(distance > CLOSE)
@@ -86,13 +85,11 @@ def prepare(problem: Problem) -> Matrix:
     start, crowded = None, jnp.zeros_like(finite)
     if gram is not None:
         ridged = gram + START_RIDGE * jnp.eye(n, dtype=gram.dtype)
-        factorised = root if scaled.A is None else determined if inverse is None else inverse
         if FEW < n <= SOME and inverse is None:
             # Columns that do not count are zero: no small singular values.
             counted = jnp.where(jnp.eye(n, dtype=bool), jnp.maximum(gram, 1), gram)
-            crowded = is_crowded(after(counted, factorised), close)
-            factorised = crowded.astype(gram.dtype)
-        start, _ = inverse_and_factor(after(ridged, factorised))
+            crowded = is_crowded(counted, close)
+        start, _ = inverse_and_factor(ridged)
         start = jnp.where(jnp.all(jnp.isfinite(start)), start, 0)  # an indefinite Q
     determined |= scales.junk
     singular &= ~jnp.all(determined)
@@ -131,7 +128,7 @@ def null_space(R: Array, singular: Array, rounding: Array) -> tuple[Array, Array
 
     def decompose(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         R = state[0]
-        _, values, vectors = jnp.linalg.svd(R)
+        values, vectors = lapack.right_singular(R)
         null = values <= GAP * rounding
         size = jnp.sqrt(jnp.sum(jnp.where(null[:, None], vectors**2, 0), axis=0))[:, None]
         # Rounding turns a null vector by about so much. (A safe bound, `rounding` for 4 eps, hides what is real and
@@ -148,7 +145,7 @@ def is_crowded(H: Array, close: Array) -> Array:
     """Whether a good part of the singular values of R, R'R = H, are next to nothing; asked where columns are close."""
 
     def count(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        values = jnp.linalg.eigvalsh(state[0])
+        values = lapack.eigenvalues(state[0])
         small = ~(values > SMALL**2 * jnp.max(values))
         return state[0], jnp.mean(small.astype(H.dtype))
 
@@ -158,8 +155,8 @@ def is_crowded(H: Array, close: Array) -> Array:
 def inverse_and_factor(M: Array) -> tuple[Array, Array]:
     """M^-1 and the Cholesky factor of M, (n, n)."""
     # LAPACK wants columns contiguous, and XLA has rows: transposed, what is symmetric need not be copied.
-    factor = lax.linalg.cholesky(M.T, symmetrize_input=False)
-    return jax.scipy.linalg.cho_solve((factor, True), jnp.eye(len(M), dtype=M.dtype)).T, factor
+    factor = lapack.cholesky(M.T)
+    return lapack.solve_cholesky(factor, jnp.eye(len(M), dtype=M.dtype)).T, factor
 
 
 def regularised_inverse(M: Array) -> tuple[Array, Array]:
@@ -178,7 +175,7 @@ def root_of(H: Array) -> tuple[Array, Array, Array]:
     singular = ~(jnp.max(jnp.diag(inverse), initial=0) * 16 * n * eps < 1)
 
     def by_eigenvalues(H: Array) -> Array:
-        values, vectors = jnp.linalg.eigh(after(H, inverse))
+        values, vectors = lapack.eigh(H)
         kept = values > n * eps * jnp.max(values, initial=0)
         return jnp.sqrt(jnp.where(kept, values, 0))[:, None] * vectors.T
 

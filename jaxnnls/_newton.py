@@ -14,10 +14,11 @@ bands that nothing fits, and 7 of 200 wide decay curves more end at PRECISION.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.scipy.linalg import cho_factor, cho_solve
 
+from jaxnnls import _lapack as lapack
 from jaxnnls._linesearch import step_length
 from jaxnnls._objective import einsum
 
@@ -79,7 +80,7 @@ def newton_step(R: Array, equations: Equations, at: Iterate) -> tuple[Iterate, A
     weight = jnp.where(free, 1, jnp.where(proximal | (lower == upper), 0, INACTIVE_WEIGHT * fade)) * W
     identity = jnp.eye(len(R), dtype=R.dtype)
     matrix = einsum("kij,lj->kil", weight.T[:, None] * R, R) + diagonal[:, None, None] * identity
-    d = cho_solve(cho_factor(matrix), r.T[:, :, None])[:, :, 0].T
+    d = jax.vmap(lapack.solve_cholesky)(jax.vmap(lapack.cholesky)(matrix), r.T).T
     image = einsum("ij,ik->jk", R, d)
     # By what x changes: the terms of the slope themselves would leave eps |target| |d| of rounding.
     start, low, high, bend = u - x, lower - x, upper - x, sigma * jnp.sum(d * d, axis=0)

@@ -9,10 +9,13 @@ With K = M^+ and N = I - M K, the projector on the null space, and for perturbat
 rule can be differentiated again. An eigendecomposition cannot: its derivative divides by differences of eigenvalues.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxnnls import _lapack as lapack
 from jaxnnls._loops import while_loop
 from jaxnnls._objective import einsum
 
@@ -47,19 +50,17 @@ def pseudoinverse(M: Array) -> tuple[Array, Array]:
     scaled = scale[:, :, None] * M * scale[:, None, :] + identity * zero[:, None, :]
 
     # Regular matrices, the common case, cost a Cholesky factorisation.
-    factor = jnp.linalg.cholesky(scaled)
+    factor = jax.vmap(lapack.cholesky)(scaled)
     pivots = jnp.einsum("kii->ki", factor) ** 2
     regular = jnp.min(pivots, axis=1, initial=1) > 1e3 * p * eps
-    half = lax.linalg.triangular_solve(
-        factor, jnp.broadcast_to(identity, M.shape), left_side=True, lower=True, transpose_a=False
-    )
+    half = jax.vmap(functools.partial(lapack.triangular_inverse, lower=True))(factor)
     inverse = einsum("kji,kjl->kil", half, half)
     K = scale[:, :, None] * inverse * scale[:, None, :] - identity * zero[:, None, :]
     N = identity * zero[:, None, :].astype(M.dtype)
 
     def by_eigenvalues(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         regular, K, N = state
-        values, vectors = jnp.linalg.eigh(jnp.where(regular[:, None, None], identity, M))
+        values, vectors = jax.vmap(lapack.eigh)(jnp.where(regular[:, None, None], identity, M))
         kept = values > 8 * p * eps * jnp.max(values, axis=1, keepdims=True)
         inverted = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
         K_new = einsum("kij,kj,klj->kil", vectors, inverted, vectors)

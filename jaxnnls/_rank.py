@@ -8,18 +8,16 @@ that depends on those before it is rounding divided by the smallest pivot before
 
 import jax.numpy as jnp
 from jax import Array
-from jax.scipy.linalg import solve_triangular
 
+from jaxnnls import _lapack as lapack
 from jaxnnls._loops import while_loop
 from jaxnnls._small import first, materialised, weighted_sum
 
 
 def inverse(R: Array) -> Array:
-    """R^-1 of upper triangular matrices, huge where a pivot is zero; (..., p, p) -> (..., p, p)."""
-    identity = jnp.eye(R.shape[-1], dtype=R.dtype)
+    """R^-1 of an upper triangular R, huge where a pivot is zero; (p, p)."""
     tiny = jnp.finfo(R.dtype).eps ** 2
-    filled = R + jnp.where(jnp.abs(R) <= tiny, tiny, 0) * identity
-    return solve_triangular(filled, jnp.broadcast_to(identity, R.shape))
+    return lapack.triangular_inverse(R + jnp.where(jnp.abs(R) <= tiny, tiny, 0) * jnp.eye(len(R), dtype=R.dtype))
 
 
 def least_distance(inverse: Array, count: Array | int) -> Array:

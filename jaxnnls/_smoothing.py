@@ -24,8 +24,7 @@ from jax import Array, lax
 from jaxnnls._blocks import block_size, broadcasting, fill_columns, map_columns
 from jaxnnls._face import hessian
 from jaxnnls._interior import factor_masked, relax, solve_factored
-from jaxnnls._loops import after
-from jaxnnls._objective import Problem
+from jaxnnls._objective import Problem, einsum
 from jaxnnls._scaling import column_size, matrix_scales, scale_columns, scale_matrix
 from jaxnnls._tangent import Known, Setting, face_tangent, gradient_tangent
 
@@ -83,7 +82,7 @@ def relaxed_columns(problem: Problem, x: Array, kappa: Array, block_bytes: int) 
     matrix = scale_matrix(problem, scales)
     H = hessian(matrix)
     # What takes no part keeps its place, and a unit diagonal.
-    H = after(jnp.where(jnp.eye(len(H), dtype=bool), 1, H), x)
+    H = jnp.where(jnp.eye(len(H), dtype=bool), 1, H)
 
     def block(part: Block) -> Relaxed:
         boxed = jnp.all(part.lower <= part.upper, axis=0)
@@ -169,9 +168,15 @@ def tangent_at(point: Relaxed, problem: Problem, kappa: Array, dproblem: Problem
 
             D, from_lower = barrier(part.point.s, part.lower, part.dlower)
             E, from_upper = barrier(part.point.t, part.upper, part.dupper)
-            factor = factor_masked(hessian(setting.scale(setting.problem)), free, D + E)
-            right = -gradient_tangent(setting) + from_lower + from_upper
-            return solve_factored(factor, jnp.where(free, right, 0))
+            H, right = hessian(setting.scale(setting.problem)), -gradient_tangent(setting) + from_lower + from_upper
+            factor = factor_masked(*lax.stop_gradient((H, free, D + E)))
+
+            def product(v: Array) -> Array:
+                return jnp.where(free, einsum("ij,jk->ik", H, jnp.where(free, v, 0)) + (D + E) * v, v)
+
+            # A factorisation has derivatives, but those of the solution are more of its own.
+            right = jnp.where(free, right, 0)
+            return lax.custom_linear_solve(product, right, lambda _, r: solve_factored(factor, r), symmetric=True)
 
         return face_tangent(own, Known(part.point.x, scales, None), down, rule)
 

@@ -14,9 +14,11 @@ of 12 parameters: a seventh of the solve if all are; factorised by LAPACK a thir
 
 import functools
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxnnls import _lapack as lapack
 from jaxnnls import _rank as rank
 from jaxnnls._loops import if_any
 from jaxnnls._matrix import Matrix
@@ -68,8 +70,8 @@ def judge_faces(
         columns = jnp.where(member.T[:, None], R, 0)
         # F first, then the rest of E. What takes no part is zero and stands last, or, beyond p, is left out.
         order = jnp.argsort(jnp.where(free.T, 0, jnp.where(member.T, 1, 2)), axis=1)[:, :p]
-        triangle = jnp.linalg.qr(jnp.take_along_axis(columns, order[:, None], axis=2), mode="r")
-        inverse = rank.inverse(triangle)
+        triangle = jax.vmap(lapack.triangle)(jnp.take_along_axis(columns, order[:, None], axis=2))
+        inverse = jax.vmap(rank.inverse)(triangle)
         in_free, in_face = jnp.sum(free, axis=0), jnp.sum(member, axis=0)
         unique = rank.least_distance(inverse, in_face) > rounding
         if p == n:  # the rank of a wide matrix is not in doubt

@@ -1,4 +1,4 @@
-"""Run in processes of their own by test_sharding: `python tests/sharded.py devices`, `... process ID PORT`."""
+"""Run in processes of their own by test_sharding: `python tests/sharded.py devices`, `together`, `process ID PORT`."""
 
 import json
 import os
@@ -9,6 +9,8 @@ if __name__ == "__main__":
     count = 8 if sys.argv[1] == "devices" else 2
     # What conftest sets, and several devices.
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count={count}"
+
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -100,6 +102,22 @@ def process(number, port):
     print(json.dumps({"x": own, "A_bar": np.asarray(A_bar.addressable_data(0)).tolist()}))
 
 
+def together():
+    """Solves that factorise batches of matrices, at the same time: by two threads of Python, and on two devices."""
+    rng = np.random.default_rng(0)
+    n = np.arange(80)
+    A = np.maximum(0, 1 - np.abs(n - np.linspace(0, 79, 60)[:, None]) / 2)
+    parts = rng.random((2, 60, 6))
+    alone = [np.asarray(jaxnnls.nnls(A, B)) for B in parts]
+    with ThreadPoolExecutor(2) as pool:
+        by_threads = list(pool.map(lambda B: [np.asarray(jaxnnls.nnls(A, B)) for _ in range(10)], parts))
+    mesh = jax.make_mesh((2,), ("columns",))
+    spread = jax.device_put(np.concatenate(parts, axis=1), NamedSharding(mesh, COLUMNS))
+    on_devices = jax.jit(jax.shard_map(jaxnnls.nnls, mesh=mesh, in_specs=(P(), COLUMNS), out_specs=COLUMNS))(A, spread)
+    threads = max(error(x, expected) for many, expected in zip(by_threads, alone) for x in many)
+    print(json.dumps({"threads": threads, "devices": error(on_devices, np.concatenate(alone, axis=1))}))
+
+
 if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
-    {"devices": devices, "process": process}[sys.argv[1]](*sys.argv[2:])
+    {"devices": devices, "process": process, "together": together}[sys.argv[1]](*sys.argv[2:])
