@@ -36,6 +36,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from jaxnnls._device import group_size
 from jaxnnls._loops import while_loop
 from jaxnnls._objective import (
     Columns,
@@ -179,4 +180,5 @@ def active_set(problem: Problem, gram: Array, x: Array, active: Array, tol: Arra
         return Solved(end.x, ~jnp.any(close, axis=0), end.nit), ~end.done & (end.nit < most)
 
     start = Solved(x, jnp.zeros_like(active), jnp.zeros_like(active, jnp.int32))
-    return work_off(run, columns_of(problem), start, active, max(8, min(GROUP, GROUP_ELEMENTS // max(n**2, 1))))
+    size = max(8, group_size(GROUP, GROUP_ELEMENTS, n**2))
+    return work_off(run, columns_of(problem), start, active, size)

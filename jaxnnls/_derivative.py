@@ -14,6 +14,7 @@ from jax import Array, lax
 
 from jaxnnls import _solver
 from jaxnnls._blocks import block_size, broadcasting, map_columns
+from jaxnnls._device import group_size
 from jaxnnls._loops import anywhere
 from jaxnnls._matrix import regularised_inverse
 from jaxnnls._objective import Problem, einsum
@@ -136,10 +137,10 @@ def tangent(problem: Problem, x: Array, plain: Array, dproblem: Problem, block_b
     def block(part: Part) -> Array:
         k, easy = part.x.shape[1], is_easy(part)
         few = block_size(k, (12 * min(m, n) ** 2 + 24 * n + 12 * m) * itemsize, block_bytes)
-        few = min(few, GROUP)
+        few = min(few, group_size(GROUP))
         quick = where_any(easy, lambda part: rule(regular_rule if inverse is None else fit_rule, part), part)
         slow = where_any(~easy, lambda part: map_columns(general, part, k, few), part)
         return jnp.where(easy, quick, slow)
 
     size = block_size(N, (24 * n + 12 * m) * itemsize, block_bytes)
-    return map_columns(block, columns, N, block_size(N, 1, min(size, max(GROUP, CACHED // min(m, n)))))
+    return map_columns(block, columns, N, block_size(N, 1, min(size, group_size(max(GROUP, CACHED // min(m, n))))))

@@ -31,10 +31,10 @@ is taken back (no fewer steps).
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from jaxnnls._conjugate import conjugate_gradients
-from jaxnnls._loops import fori_loop
+from jaxnnls._device import group_size
 from jaxnnls._objective import (
     Columns,
     Problem,
@@ -46,6 +46,7 @@ from jaxnnls._objective import (
     with_columns,
 )
 from jaxnnls._queue import work_off
+from jaxnnls._sweeps import hessian_product, sweep
 
 FIRST_SWEEPS = 20
 SWEEPS = 4
@@ -64,65 +65,6 @@ class Descent(NamedTuple):
     nit: Array  # (k,), outer steps taken
     length: Array  # (k,), of the next step along its direction
     gaining: Array  # (k,), bool: whether the last step halved the optimality
-
-
-def hessian_product(problem: Problem, gram: Array | None, v: Array) -> Array:
-    """H v, by H itself where it is at hand, else by A. (n, k) -> (n, k)."""
-    if gram is not None:
-        return einsum("ij,jk->ik", gram, v)
-    return einsum("ji,jk->ik", problem.A, einsum("ij,jk->ik", problem.A, v)) + problem.ridge * v
-
-
-def moved_by(problem: Problem, x: Array, e: Array) -> Array:
-    """x + e, on a bound wherever it is no further from it than rounding. (n, k)."""
-    y = x + e
-    near = 2 * jnp.finfo(x.dtype).eps * jnp.abs(y)
-    lower, upper = problem.lower, problem.upper
-    return jnp.clip(jnp.where(y - lower <= near, lower, jnp.where(upper - y <= near, upper, y)), lower, upper)
-
-
-def sweep(problem: Problem, gram: Array | None, x: Array, g: Array, e: Array, count: int | Array) -> Array:
-    """`count` passes of coordinate descent from x + e, where g is the gradient at x. Returns the new x, (n, k).
-
-    The correction e is what is updated: its products with H are small numbers with small rounding errors. A variable
-    costs one product with a row of H and one fused loop; bands of 2 to 16 variables, whose products are shared, took
-    1 to 2.5 times as long, two or four variables a turn of the loop 0.9 to 1.2 times, and keeping the gradient instead
-    of a product with e 4 to 8 times.
-    """
-    n = x.shape[0]
-    lower, upper = jnp.broadcast_to(problem.lower, x.shape), jnp.broadcast_to(problem.upper, x.shape)
-    low, high = lower - x, upper - x
-
-    def row(a: Array, i: Array) -> Array:
-        return lax.dynamic_slice_in_dim(a, i, 1)
-
-    def moved(i: Array, e: Array, slope: Array) -> Array:
-        return jnp.clip(row(e, i) - slope, row(low, i), row(high, i))
-
-    if gram is not None:
-
-        def update(i: Array, e: Array) -> Array:
-            slope = row(g, i) + einsum("ij,jk->ik", row(gram, i), e)
-            return lax.dynamic_update_slice_in_dim(e, moved(i, e, slope), i, axis=0)
-
-        e = fori_loop(count, lambda _, e: fori_loop(n, update, e), e)
-    else:
-        assert problem.A is not None
-        columns, one = problem.A.T, jnp.isfinite(jnp.sum(problem.A.ravel()[:1]))  # A is, which XLA does not know
-        minus = jnp.where(one, jnp.array([1, -1], x.dtype), jnp.nan)
-
-        def update_residual(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-            e, r = state  # r = A e
-            a = row(columns, i)
-            slope = row(g, i) + einsum("ij,jk->ik", a, r) + row(problem.ridge, i) * row(e, i)
-            # A product, and so a value of its own: XLA would compute a difference again for r, from an e that it would
-            # have to copy first. It drops an optimization_barrier, and a product with constants.
-            delta = einsum("i,ik->k", minus, jnp.concatenate([moved(i, e, slope), row(e, i)]))[None]
-            return lax.dynamic_update_slice_in_dim(e, row(e, i) + delta, i, axis=0), r + a.T * delta
-
-        state = (e, einsum("ij,jk->ik", problem.A, e))
-        e, _ = fori_loop(count, lambda _, state: fori_loop(n, update_residual, state), state)
-    return moved_by(problem, x, e)
 
 
 def face_step(problem: Problem, gram: Array | None, g: Array, free: Array, steps: int) -> Array:
@@ -209,4 +151,4 @@ def descend(
     start = state_at(problem, x, jnp.zeros_like(steps))
     given = (columns_of(problem), steps)
     pending = active & unfinished(start, steps)
-    return work_off(step, given, start, pending, GROUP)
+    return work_off(step, given, start, pending, group_size(GROUP))

@@ -38,6 +38,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxnnls._conjugate import conjugate_gradients
+from jaxnnls._device import group_size
 from jaxnnls._linesearch import step_length
 from jaxnnls._objective import einsum, is_least
 from jaxnnls._queue import work_off
@@ -178,7 +179,7 @@ def least_norm(
     zero = jnp.zeros_like(active, jnp.int32)
     start = Dual(w, u, misfit, norm(misfit), zero, zero)
     pending = active & unfinished(start) & ~out_of_reach(part, A, w, u)
-    end = work_off(step, part, start, pending, GROUP)
+    end = work_off(step, part, start, pending, group_size(GROUP))
     x = jnp.clip(end.u, lower, upper)
     squared = jnp.sum(x * x, axis=0)
     return x, is_least(squared, squared + 2 * jnp.sum(end.w * end.misfit, axis=0)), end.nit

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxnnls._conjugate import conjugate_gradients
+from jaxnnls._device import group_size
 from jaxnnls._objective import Problem, einsum
 from jaxnnls._pseudoinverse import pseudoinverse
 from jaxnnls._queue import work_off
@@ -67,7 +68,7 @@ def linear_solve(
             K, _ = pseudoinverse(matrices(weight))
             return einsum("kij,jk->ik", K, r), jnp.zeros_like(own)
 
-        return work_off(direct, (weight, r), d, ~(square <= target), max(1, min(GROUP, GROUP_ELEMENTS // p**2)))
+        return work_off(direct, (weight, r), d, ~(square <= target), group_size(GROUP, GROUP_ELEMENTS, p**2))
 
     return lax.custom_linear_solve(product, r, solve, symmetric=True)
 

@@ -39,6 +39,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxnnls._device import group_size
 from jaxnnls._matrix import Matrix
 from jaxnnls._newton import Equations, Iterate, largest, newton_step
 from jaxnnls._objective import (
@@ -202,6 +203,6 @@ def rescue(
     least, rows = jnp.full_like(optimality, jnp.inf), jnp.zeros((len(R), x.shape[1]), x.dtype)
     inner = Iterate(rows, x, optimality, zero, zero)
     start = State(x, g, optimality, optimality, zero, sigma, zero, stage, least, inner)
-    size = max(1, min(GROUP, GROUP_ELEMENTS // max(R.shape[0] ** 2, 1)))
+    size = group_size(GROUP, GROUP_ELEMENTS, R.shape[0] ** 2)
     end = work_off(step, (columns_of(problem), max_steps), start, active & (stage < DONE), size)
     return Rescued(end.x, end.g, end.optimality, ~singular | is_least(half_norm(end.x), end.least), end.nit)

@@ -10,6 +10,7 @@ import functools
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxnnls import _device as device
 from jaxnnls._loops import fori_loop
 from jaxnnls._objective import einsum
 
@@ -37,6 +38,8 @@ def weighted_sum(T: Array, weight: Array) -> Array:
 
     Written out, or, where that would take long to compile, a loop: XLA reduces one number at a time on a CPU.
     """
+    if device.on_gpu():
+        return jnp.sum(T[: len(weight)] * weight[:, None], axis=0)
     if len(weight) <= FEW:
         return functools.reduce(jnp.add, [T[i] * weight[i] for i in range(len(weight))])
 

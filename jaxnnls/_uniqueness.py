@@ -20,6 +20,7 @@ from jax import Array
 
 from jaxnnls import _lapack as lapack
 from jaxnnls import _rank as rank
+from jaxnnls._device import group_size
 from jaxnnls._loops import if_any
 from jaxnnls._matrix import Matrix
 from jaxnnls._objective import Problem, attainable
@@ -81,6 +82,7 @@ def judge_faces(
             unique = jnp.where(matrix.ranked, unique, plausible)
         return own & (in_face <= p) & unique, jnp.zeros_like(own)
 
-    judge, size = (by_elimination, GROUP) if n <= FEW else (by_factorisation, max(1, GROUP_ELEMENTS // p**2))
+    judge, each = (by_elimination, 0) if n <= FEW else (by_factorisation, p**2)
+    size = group_size(GROUP, GROUP_ELEMENTS, each)
     work = functools.partial(work_off, judge, (free, member), pending=pending, size=size)
     return known | if_any(pending, work, jnp.zeros_like(ask))

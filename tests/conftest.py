@@ -3,15 +3,19 @@
 import gc
 import itertools
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 # Compilation is nearly all of the time. LLVM without optimisation, and XLA without its MLIR emitters, take a quarter of
 # it, and another sixth less where they do not split a program among threads; the arithmetic is the same. (A cache on
-# disk that all processes of a run share costs a twentieth: 7 of 200 programs were found in it.)
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
-)
+# disk that all processes of a run share costs a twentieth: 7 of 200 programs were found in it.) XLA ends a process over
+# a flag that it does not know, and that of JAX 0.11 does not know all of these.
+if [int(part) for part in version("jaxlib").split(".")[:2]] < [0, 11]:
+    os.environ.setdefault(
+        "XLA_FLAGS",
+        "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+        " --xla_cpu_parallel_codegen_split_count=1",
+    )
 
 import jax
 import jobs
