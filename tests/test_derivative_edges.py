@@ -156,3 +156,26 @@ def test_no_columns_have_a_gradient_of_zero(shape, options):
     of_A, of_B = jax.grad(lambda A, B: jnp.sum(jaxnnls.nnls(A, B, **options)), argnums=(0, 1))(A, B)
     np.testing.assert_array_equal(of_A, np.zeros(shape))
     assert of_B.shape == B.shape
+
+
+def test_columns_that_need_the_general_rule_among_others(x64):
+    # More than one group of them: those with two equal columns in their free sets come first, and go back.
+    rng = np.random.default_rng(0)
+    A = rng.random((9, 5))
+    A = np.column_stack([A, A[:, 0]])
+    x = rng.random((6, 300)) * (rng.random((6, 300)) < 0.6)
+    weight, B = rng.normal(size=x.shape), A @ x + 1e-3 * rng.normal(size=(9, 300))
+
+    def loss(A, B, weight):
+        return jnp.sum(weight * jnp.sin(jaxnnls.nnls(A, B)))
+
+    def slope(A, B, weight):  # in a direction: for second derivatives
+        return jnp.sum(jnp.cos(B) * jax.grad(loss, 1)(A, B, weight))
+
+    assert 0 < np.count_nonzero(jaxnnls.nnls(A, B)[0]) < 300  # both kinds are there
+    for f in (loss, slope):
+        of_all = jax.grad(f, (0, 1))(A, B, weight)
+        parts = [jax.grad(f, (0, 1))(A, B[:, i::3], weight[:, i::3]) for i in range(3)]
+        np.testing.assert_allclose(of_all[0], sum(part[0] for part in parts), rtol=0, atol=1e-9 * abs(of_all[0]).max())
+        for i, part in enumerate(parts):
+            np.testing.assert_allclose(of_all[1][:, i::3], part[1], rtol=0, atol=1e-9 * abs(of_all[1]).max())
