@@ -1,11 +1,10 @@
-"""Quadratic programs by an interior point method, which also relaxes them: for few columns with a matrix each.
+"""Quadratic programs by an interior point method: for few columns with a matrix each.
 
-With slacks s = x - lower and t = upper - x, multipliers y and z, and kappa >= 0, it solves
+With slacks s = x - lower and t = upper - x, and multipliers y and z, it solves the KKT conditions
 
-    g(x) - y + z = 0,    s y = kappa,    t z = kappa,    s, t, y, z > 0
+    g(x) - y + z = 0,    s y = 0,    t z = 0,    s, t, y, z >= 0
 
-which are the KKT conditions for kappa = 0, and for kappa > 0 say that x minimises the objective less
-kappa (sum log s + sum log t). Steps are Mehrotra's predictor and corrector (1992, doi:10.1137/0802028) with one of
+from the inside. Steps are Mehrotra's predictor and corrector (1992, doi:10.1137/0802028) with one of
 Gondzio's centrality corrections (1996, doi:10.1007/BF00249643), all with one factorisation of
 
     H + y/s + z/t
@@ -17,6 +16,7 @@ take 11 to 17 steps so. Measured and not chosen: a start from ones (2 to 8 steps
 n = 460).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -110,20 +110,22 @@ def complementarity(problem: Problem, point: Point, kappa: Array) -> Array:
     return jnp.where(count > 0, total / jnp.maximum(count, 1), kappa)
 
 
-def advance(problem: Problem, H: Array, point: Point, kappa: Array) -> Point:
-    """One step towards the solution for kappa (k,)."""
+class Direction(NamedTuple):
+    """Where to go from a point, and how far."""
+
+    d: Point
+    primal: Array  # (k,), how far s and t can go along it
+    dual: Array  # (k,)
+
+
+def linearised(problem: Problem, H: Array, point: Point) -> Callable[[Array, Array], Direction]:
+    """The direction in which s y changes by rs and t z by rt, to first order, and the gradient comes to y - z."""
     x, s, t, y, z = point
     below, above, fixed = bounded(problem)
     residual = jnp.where(fixed, 0, gradient(problem, x) - y + z)
     factor = factor_masked(H, ~fixed, y / s + z / t + smallest_pivot(H))
 
-    class Direction(NamedTuple):
-        d: Point
-        primal: Array  # (k,), how far s and t can go along it
-        dual: Array  # (k,)
-
     def towards(rs: Array, rt: Array) -> Direction:
-        """The direction in which s y changes by rs and t z by rt, to first order."""
         rs, rt = jnp.where(below, rs, 0), jnp.where(above, rt, 0)
         dx = solve_factored(factor, rs / s - rt / t - residual)
         dx = jnp.where(fixed, 0, dx)
@@ -132,19 +134,29 @@ def advance(problem: Problem, H: Array, point: Point, kappa: Array) -> Point:
         primal = jnp.minimum(longest(s, d.s), longest(t, d.t))
         return Direction(d, primal, jnp.minimum(longest(y, d.y), longest(z, d.z)))
 
-    def moved(d: Point, primal: Array, dual: Array) -> Point:
-        return Point(x + primal * d.x, s + primal * d.s, t + primal * d.t, y + dual * d.y, z + dual * d.z)
+    return towards
 
-    predictor = towards(kappa - s * y, kappa - t * z)
-    excess = complementarity(problem, point, kappa) - kappa
-    left = complementarity(problem, moved(*predictor), kappa) - kappa
-    target = kappa + jnp.abs(excess) * jnp.clip(left / jnp.where(excess == 0, 1, excess), 0, 1) ** 3
+
+def moved(point: Point, d: Point, primal: Array, dual: Array) -> Point:
+    """The point after a step along d, of one length for x and its slacks and one for the multipliers."""
+    x, s, t, y, z = point
+    return Point(x + primal * d.x, s + primal * d.s, t + primal * d.t, y + dual * d.y, z + dual * d.z)
+
+
+def advance(problem: Problem, H: Array, point: Point) -> Point:
+    """One step towards the solution, a predictor and correctors (Mehrotra 1992, doi:10.1137/0802028)."""
+    _, s, t, y, z = point
+    towards, nothing = linearised(problem, H, point), jnp.zeros_like(s[0])
+    predictor = towards(-s * y, -t * z)
+    size = complementarity(problem, point, nothing)
+    left = complementarity(problem, moved(point, *predictor), nothing)
+    target = size * jnp.clip(left / jnp.where(size == 0, 1, size), 0, 1) ** 3
     rs = target - s * y - predictor.d.s * predictor.d.y
     rt = target - t * z - predictor.d.t * predictor.d.z
     corrector = towards(rs, rt)
 
     primal, dual = jnp.minimum(corrector.primal + MORE, 1), jnp.minimum(corrector.dual + MORE, 1)
-    further = moved(corrector.d, primal, dual)
+    further = moved(point, corrector.d, primal, dual)
 
     def centred(product: Array) -> Array:
         low, high = target / FAR, target * FAR
@@ -158,7 +170,7 @@ def advance(problem: Problem, H: Array, point: Point, kappa: Array) -> Point:
         jnp.where(better, centred_corrector.dual, corrector.dual),
     )
     primal, dual = (jnp.where(length < 1, BACK * length, 1) for length in (primal, dual))
-    return moved(d, primal, dual)
+    return moved(point, d, primal, dual)
 
 
 class State(NamedTuple):
@@ -212,7 +224,7 @@ def interior_point(
     def step(given: Columns, state: State, own: Array) -> tuple[State, Array]:
         part = with_columns(problem, given)
         below, above, fixed = bounded(part)
-        point = advance(part, H, state.point, jnp.zeros_like(state.optimality))
+        point = advance(part, H, state.point)
         sound = jnp.all(jnp.isfinite(point.x) & jnp.isfinite(point.y) & jnp.isfinite(point.z), axis=0)
         point = Point(*(jnp.where(sound, a, b) for a, b in zip(point, state.point)))
         guess = jnp.where(fixed | (below & (point.y > point.s)), -1, jnp.where(above & (point.z > point.t), 1, 0))
@@ -239,41 +251,3 @@ def interior_point(
     start = State(interior_start(problem, H), x, optimality_of(problem, x), jnp.zeros_like(x, jnp.int32), zero, zero)
     end = work_off(step, columns_of(problem), start, active & (max_steps > 0), max(1, GROUP_ELEMENTS // n**2))
     return end.x, end.nit
-
-
-def relax(problem: Problem, H: Array, kappa: Array, active: Array) -> Point:
-    """The solutions for kappa > 0.
-
-    Parameters
-    ----------
-    problem : Problem
-        A block of k columns, scaled.
-    H : Array, shape (n, n)
-        With a unit diagonal.
-    kappa : Array, shape (k,)
-    active : Array of bool, shape (k,)
-        Other columns are returned at the start.
-    """
-
-    class Relaxing(NamedTuple):
-        point: Point
-        nit: Array  # (k,)
-
-    def step(given: tuple[Columns, Array], state: Relaxing, own: Array) -> tuple[Relaxing, Array]:
-        part, kappa = with_columns(problem, given[0]), given[1]
-        below, above, fixed = bounded(part)
-        point = advance(part, H, state.point, kappa)
-        residual = jnp.where(fixed, 0, gradient(part, point.x) - point.y + point.z)
-        off = [
-            jnp.where(has, jnp.abs(slack * multiplier / kappa - 1), 0)
-            for has, slack, multiplier in ((below, point.s, point.y), (above, point.t, point.z))
-        ]
-        error = jnp.max(jnp.maximum(*off), axis=0, initial=0)
-        done = (error <= 1e3 * jnp.finfo(kappa.dtype).eps) & (
-            jnp.max(jnp.abs(residual), axis=0, initial=0) <= attainable(point.x, 0)
-        )
-        return Relaxing(point, state.nit + 1), ~done & (state.nit < STEPS)
-
-    start = Relaxing(interior_start(problem, H), jnp.zeros_like(active, jnp.int32))
-    size = max(1, GROUP_ELEMENTS // len(H) ** 2)
-    return work_off(step, (columns_of(problem), kappa), start, active, size).point

@@ -19,13 +19,18 @@ LITTLE = 200_000  # operations, as jaxlib counts them
 
 
 def in_turn(f: Callable[..., Any], cost: int) -> Callable[..., Any]:
-    """f of arrays, of so many operations; under vmap on a CPU, as many lanes at a time as is LITTLE, one at least."""
+    """f of arrays, of so many operations; under vmap on a CPU, as many lanes at a time as is LITTLE, one at least.
+
+    Lanes that `jax.jit` has spread over devices are gathered for that; in `jax.shard_map` each device has its own.
+    """
     guarded = jax.custom_batching.custom_vmap(f)
 
     @guarded.def_vmap
     def lanes(count: int, batched: list[bool], *args: Array) -> tuple[Any, Any]:
         together = jax.vmap(f, [0 if own else None for own in batched])
-        few = max(size for size in range(1, count + 1) if count % size == 0 and (size == 1 or size * cost < LITTLE))
+        # A divisor, so that no piece is smaller than the others; `jax.export` has counts that are no numbers.
+        sizes = range(2, min(count, LITTLE // max(cost, 1)) + 1) if isinstance(count, int) else ()
+        few = max((size for size in sizes if count % size == 0), default=1)
         some = in_turn(together, few * cost)  # a vmap around this one makes more lanes of it
 
         def by_few(*args: Array) -> Any:

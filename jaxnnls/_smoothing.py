@@ -23,8 +23,9 @@ from jax import Array, lax
 
 from jaxnnls._blocks import block_size, broadcasting, fill_columns, map_columns
 from jaxnnls._face import hessian
-from jaxnnls._interior import factor_masked, relax, solve_factored
+from jaxnnls._interior import factor_masked, solve_factored
 from jaxnnls._objective import Problem, einsum
+from jaxnnls._relax import relax
 from jaxnnls._scaling import column_size, matrix_scales, scale_columns, scale_matrix
 from jaxnnls._tangent import Known, Setting, face_tangent, gradient_tangent
 
@@ -106,9 +107,12 @@ def relaxed_columns(problem: Problem, x: Array, kappa: Array, block_bytes: int) 
             beta,
         )
         # The products of slacks and multipliers scale like beta^2.
-        point = relax(scaled, H, (kappa / beta / beta)[0], usable)
+        point, error = relax(scaled, H, (kappa / beta / beta)[0], usable)
         unit = beta / scales.s
-        return Relaxed(*(jnp.where(usable, v * unit, jnp.nan) for v in (point.x, point.s, point.t)))
+        # Without a relaxed solution there is no derivative: NaN, by slacks that are. Bad data have one of zero.
+        solved = error <= jnp.sqrt(jnp.finfo(x.dtype).eps)
+        s, t = (jnp.where(solved, v * unit, jnp.nan) for v in (point.s, point.t))
+        return Relaxed(*(jnp.where(usable, v, jnp.nan) for v in (point.x * unit, s, t)))
 
     columns = Block(x, problem.b, problem.linear, problem.lower, problem.upper)
     empty = Relaxed(*(jnp.zeros_like(x) for _ in Relaxed._fields))

@@ -1,4 +1,4 @@
-"""What runs on a GPU, on whatever is here: larger groups, gradients in the place of coordinate descent."""
+"""What runs on a GPU, on whatever is here: larger groups, gradients in the place of coordinate descent; batches."""
 
 import jax
 import numpy as np
@@ -47,3 +47,7 @@ def test_solutions(gpu, dtype, shape, options):
     A_ridge, B_ridge = np.vstack([A, np.sqrt(ridge) * np.eye(n)]), np.vstack([B, np.zeros((n, 30))])
     expected = np.stack([scipy_nnls(A_ridge, b)[0] for b in B_ridge.T], axis=1)
     np.testing.assert_allclose(solution.x, expected, rtol=0, atol=1e3 * np.finfo(dtype).eps * np.abs(expected).max())
+
+
+def test_no_matrices():
+    assert jax.vmap(jaxnnls.nnls)(np.zeros((0, 4, 3)), np.zeros((0, 4, 2))).shape == (0, 3, 2)

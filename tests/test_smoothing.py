@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import jaxnnls
+from jaxnnls import _relax
 
 KAPPA = 1e-2
 
@@ -156,3 +157,34 @@ def test_functions_of_the_namesake(x64):
     relaxed = barrier_minimum(Q, -q, np.zeros(8), np.full(8, np.inf), KAPPA)
     np.testing.assert_allclose(slope, np.linalg.solve(Q + np.diag(KAPPA / relaxed**2), w), rtol=1e-8)
     assert not np.allclose(slope, jax.grad(lambda q: w @ jaxnnls.box_qp(Q, q).x)(q), rtol=1e-2)
+
+
+def relaxed_by_newton(A, b, kappa):
+    """The minimiser of 1/2 ||A x - b||^2 - kappa sum(log x), by damped Newton steps from larger weights on."""
+    H, x = A.T @ A, np.ones(A.shape[1])
+    for weight in kappa * 2.0 ** np.arange(30, -1, -1):
+        for _ in range(20):
+            g = H @ x - A.T @ b - weight / x
+            d = -np.linalg.solve(H + np.diag(weight / x**2), g)
+            decrement = np.sqrt(max(-g @ d / weight, 0))  # below 1 a whole step stays inside: self-concordance
+            x = x + d / (1 + decrement) if decrement > 0.1 else x + d
+    return x
+
+
+@pytest.mark.parametrize("kappa", [10.0, 1e-2, 1e-6])
+def test_every_column_of_many(kappa, x64):
+    rng = np.random.default_rng(0)
+    A, B = rng.random((12, 9)), rng.random((12, 60))
+    _, dx = jax.jvp(lambda B: jaxnnls.nnls(A, B, smoothing=kappa), (B,), (jnp.ones_like(B),))
+    for b, dx_b in zip(B.T, dx.T):
+        x = relaxed_by_newton(A, b, kappa)
+        expected = np.linalg.solve(A.T @ A + np.diag(kappa / x**2), A.sum(0))
+        np.testing.assert_allclose(dx_b, expected, rtol=0, atol=1e-7 * abs(expected).max())
+
+
+def test_what_cannot_be_relaxed_has_no_derivative(x64, monkeypatch):
+    monkeypatch.setattr(_relax, "STEPS", 1)
+    A, B = np.random.default_rng(0).random((7, 5)), np.ones((7, 2))
+    B[0, 1] = np.nan
+    _, dx = jax.jvp(lambda B: jaxnnls.nnls(A, B, smoothing=1e-3), (B,), (jnp.ones_like(B),))
+    assert np.isnan(dx[:, 0]).all() and (dx[:, 1] == 0).all()
