@@ -6,13 +6,14 @@ import pytest
 from scipy.optimize import nnls as scipy_nnls
 
 import jaxnnls
-from jaxnnls import _device
+from jaxnnls import _device, _sweeps
 
 
 @pytest.fixture
 def gpu(monkeypatch):
     jax.clear_caches()
     monkeypatch.setattr(_device, "on_gpu", lambda: True)
+    monkeypatch.setattr(_sweeps, "by_coordinates", None)  # not there
     yield
     jax.clear_caches()
 
