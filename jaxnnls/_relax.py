@@ -70,8 +70,10 @@ def relax(problem: Problem, H: Array, kappa: Array, active: Array) -> tuple[Poin
         better = error < state.error
         best = Point(*(jnp.where(better, new, old) for new, old in zip(point, state.best)))
         least = jnp.where(better, error, state.error)
-        going = jnp.isfinite(error) & (least > 8 * jnp.finfo(kappa.dtype).eps) & (state.nit < STEPS)
-        return Relaxing(point, best, least, state.nit + 1), going
+        # Down to rounding, as long as that goes on.
+        eps = jnp.finfo(kappa.dtype).eps
+        going = (least > 1e3 * eps) | (better & (least > 8 * eps))
+        return Relaxing(point, best, least, state.nit + 1), going & jnp.isfinite(error) & (state.nit < STEPS)
 
     start = interior_start(problem, H)
     nothing = jnp.zeros_like(active, jnp.int32)
