@@ -22,10 +22,10 @@ each step, GROUP at a time: a column costs its own steps.
 
 Measured, float32, 2 cores, and not chosen: four step lengths tried at once in each step (a third of the time for
 their products), the exact step along clip(x + d) - x (converges, but 60 of 862 columns of a 1025 x 128 dictionary take
-more than 12 steps instead of 20), groups of 256 and 512 columns (1.1 and 1.4 times the time), 4 to 12 first sweeps (up
-to 1.2 times the time), conjugate gradients cut off at 1e-1, 1e-3 or 1e-4 (up to 1.1 times) or preconditioned by the
-start's inverse (0.5 to 0.8 of the steps, with two products instead of one), the point after the sweeps kept when a step
-is taken back (no fewer steps).
+more than 12 steps instead of 20), groups of 128 and 256 columns (1.2 and 1.4 times the time for 128 variables; of 48
+and 32, 1.05 and 1.1), 4 to 12 first sweeps (up to 1.2 times the time), conjugate gradients cut off at 1e-1, 1e-3 or
+1e-4 (up to 1.1 times) or preconditioned by the start's inverse (0.5 to 0.8 of the steps, with two products instead of
+one), the point after the sweeps kept when a step is taken back (no fewer steps).
 """
 
 from typing import NamedTuple
@@ -53,7 +53,7 @@ SWEEPS = 4
 CG_STEPS = 15
 CG_REDUCTION = 1e-2
 SHORTER = 0.25
-GROUP = 128  # columns that take a step together
+GROUP = 64  # columns that take a step together: of 128 variables, as many as the first cache holds
 
 
 class Descent(NamedTuple):

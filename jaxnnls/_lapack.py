@@ -57,16 +57,6 @@ def solve_cholesky(factor: Array, B: Array) -> Array:
     return in_turn(lambda factor, B: jax.scipy.linalg.cho_solve((factor, True), B), len(factor) * B.size)(factor, B)
 
 
-def solve(M: Array, B: Array) -> Array:
-    """M^-1 B for a positive definite M; NaN for others. (n, n), (n,) or (n, p)."""
-
-    def by_cholesky(M: Array, B: Array) -> Array:
-        factor = lax.linalg.cholesky(M, symmetrize_input=False)
-        return jax.scipy.linalg.cho_solve((factor, True), B)
-
-    return in_turn(by_cholesky, len(M) * max(M.size, B.size))(M, B)
-
-
 def triangular_inverse(R: Array, lower: bool = False) -> Array:
     """R^-1 for a triangular R, (n, n)."""
     identity = jnp.eye(len(R), dtype=R.dtype)

@@ -7,6 +7,7 @@ from jax import Array
 
 from jaxnnls import _lapack as lapack
 from jaxnnls import _rank as rank
+from jaxnnls._factor import inverse_and_factor, qr
 from jaxnnls._loops import once
 from jaxnnls._objective import Problem, einsum
 from jaxnnls._scaling import Scales, matrix_scales, relative, scale_matrix
@@ -76,7 +77,7 @@ def prepare(problem: Problem) -> Matrix:
             C = A * relative(scales).T
             inverse, independent = regularised_inverse(einsum("ij,kj->ik", C, C))
         else:
-            basis, root = lapack.qr(A)
+            basis, root = qr(A)
             distance = rank.least_distance(rank.inverse(root + jnp.diag(jnp.where(scales.junk[:, 0], 1, 0))), n)
             singular = ~(distance > rounding)
             close = ~(distance > CLOSE)
@@ -150,13 +151,6 @@ def is_crowded(H: Array, close: Array) -> Array:
         return state[0], jnp.mean(small.astype(H.dtype))
 
     return once(close, count, (H, jnp.zeros((), H.dtype)))[1] > CROWD
-
-
-def inverse_and_factor(M: Array) -> tuple[Array, Array]:
-    """M^-1 and the Cholesky factor of M, (n, n)."""
-    # LAPACK wants columns contiguous, and XLA has rows: transposed, what is symmetric need not be copied.
-    factor = lapack.cholesky(M.T)
-    return lapack.solve_cholesky(factor, jnp.eye(len(M), dtype=M.dtype)).T, factor
 
 
 def regularised_inverse(M: Array) -> tuple[Array, Array]:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxnnls import _lapack as lapack
+from jaxnnls._factor import solve
 from jaxnnls._linesearch import step_length
 from jaxnnls._objective import einsum
 
@@ -80,7 +80,7 @@ def newton_step(R: Array, equations: Equations, at: Iterate) -> tuple[Iterate, A
     weight = jnp.where(free, 1, jnp.where(proximal | (lower == upper), 0, INACTIVE_WEIGHT * fade)) * W
     identity = jnp.eye(len(R), dtype=R.dtype)
     matrix = einsum("kij,lj->kil", weight.T[:, None] * R, R) + diagonal[:, None, None] * identity
-    d = jax.vmap(lapack.solve)(matrix, r.T).T
+    d = jax.vmap(solve)(matrix, r.T).T
     image = einsum("ij,ik->jk", R, d)
     # By what x changes: the terms of the slope themselves would leave eps |target| |d| of rounding.
     start, low, high, bend = u - x, lower - x, upper - x, sigma * jnp.sum(d * d, axis=0)

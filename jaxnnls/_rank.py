@@ -9,7 +9,7 @@ that depends on those before it is rounding divided by the smallest pivot before
 import jax.numpy as jnp
 from jax import Array
 
-from jaxnnls import _lapack as lapack
+from jaxnnls._factor import triangular_inverse
 from jaxnnls._loops import while_loop
 from jaxnnls._small import first, materialised, weighted_sum
 
@@ -17,7 +17,7 @@ from jaxnnls._small import first, materialised, weighted_sum
 def inverse(R: Array) -> Array:
     """R^-1 of an upper triangular R, huge where a pivot is zero; (p, p)."""
     tiny = jnp.finfo(R.dtype).eps ** 2
-    return lapack.triangular_inverse(R + jnp.where(jnp.abs(R) <= tiny, tiny, 0) * jnp.eye(len(R), dtype=R.dtype))
+    return triangular_inverse(R + jnp.where(jnp.abs(R) <= tiny, tiny, 0) * jnp.eye(len(R), dtype=R.dtype))
 
 
 def least_distance(inverse: Array, count: Array | int) -> Array:
@@ -72,7 +72,7 @@ def independent(R: Array, chosen: Array, others: Array, rounding: Array) -> Arra
         # A column in the span of those before it is no pivot: its distance is nothing.
         per_square = jnp.where(square > rounding**2, 1 / jnp.where(square > rounding**2, square, 1), 0)
         left = (squares == 0) & (pivot == 0)
-        along = weighted_sum(jnp.swapaxes(U, 0, 1), u[:p])
+        along = weighted_sum(U, u[:p], axis=1)
         factor = materialised(jnp.where(left, along * per_square, 0))
         return U - factor[:, None] * u, todo - pivot, jnp.where(pivot > 0, square, squares)
 
