@@ -31,6 +31,7 @@ def conjugate_gradients(
     target: Array,
     steps: int,
     precondition: Callable[[Array], Array] = lambda r: r,
+    left: Array | int = 0,
 ) -> tuple[Array, Array]:
     """Solve M d = r for each column, M symmetric and positive semidefinite, from d = 0.
 
@@ -45,6 +46,8 @@ def conjugate_gradients(
         Limit.
     precondition : callable
         r -> about M^-1 r.
+    left : int or Array of int, shape ()
+        So many columns need not be waited for.
 
     Returns
     -------
@@ -70,5 +73,5 @@ def conjugate_gradients(
     z = precondition(r)
     square = jnp.sum(r * r, axis=0)
     start = State(jnp.zeros_like(r), r, z, jnp.sum(r * z, axis=0), square, square > target, jnp.zeros((), jnp.int32))
-    end = while_loop(lambda state: (state.step < steps) & jnp.any(state.going), advance, start)
+    end = while_loop(lambda state: (state.step < steps) & (jnp.sum(state.going) > left), advance, start)
     return end.d, end.square

@@ -9,24 +9,34 @@ flagship case, A wide and b in its cone: mel inversion takes 3 to 8 steps. Each 
 
 by conjugate gradients, then searches along dw, exactly and without further products with A. The weight mu keeps rows
 alive whose columns are all at a bound, sigma keeps the step finite; neither changes what the iteration converges to.
+Both fade with the residual, as in Levenberg and Marquardt's method: spectra of power have bands of next to nothing
+between large ones, which decide about few variables, by small eigenvalues.
 The preconditioner is D (A A')^-1 D, where the diagonal D makes up for what the rows lose of their size to N.
 
 See Li, Sun and Toh (2018, doi:10.1137/16M1097572) for semismooth Newton with conjugate gradients on such duals.
-Unfinished columns are gathered for each step, GROUP at a time: a column costs its own steps. Those that nothing fits
-would spend ten steps and more for nothing; where `out_of_reach` proves it, they take none (all of 256 x 513 mel bands
-of random targets and of 64 x 256 uniform A and b, for 0.95 and 0.6 of the time of the solve; few whose best residual is
-below 1e-2, so the proof is tried once and not after each step).
+Unfinished columns are gathered for each step, GROUP at a time: a column costs its own steps. Within a step conjugate
+gradients end with half of the columns, or all would take 2.4 times as many as they need: the others have a direction
+that is not as good, but one of ascent, and meet later, when the easy ones are done. Those that nothing fits would spend
+ten steps and more for nothing; where `out_of_reach` proves it, they take none (all of 256 x 513 mel bands of random
+targets and of 64 x 256 uniform A and b, for 0.95 and 0.6 of the time of the solve; few whose best residual is below
+1e-2, so the proof is tried once and not after each step).
 
 Measured, mel 128 x 1025, float32: with D, 1.9 times less time for a recording and 3.6 times less for decaying plucked
 strings, whose frames have silent bands (3.1 to 0.87 s for 646, 7 Newton steps each): without it, conjugate gradients
-spend all of 80 steps. With it, some columns need a patience of more than 6 steps; where nothing fits, 10 instead of 6
-cost a tenth (256 x 513, random targets, 2.17 to 2.42 s).
+spend all of 80 steps. With mu and sigma that fade and a patience of 30 steps instead of 10, of 130 frames of five notes
+as power 3 instead of 85 are left to others (305 instead of 591 ms), of 259 of 80 bands none instead of 69 (94, 220), of
+400 with bands down to nothing none instead of 160 (306, 2794). In float64 6, 2 and 30 are left, 79, 67 and 105 with a
+patience of 10. For that misfits pay, 1.15 to 1.2 times the time where `out_of_reach` proves nothing.
+
+Steps that end with half of the columns instead of all take 0.53 of the time for that recording and 0.5 to 0.95 for
+eleven other wide matrices, with as many solutions or more; with a fifth, a third or seven eighths of the columns 1.2,
+0.63 and 0.73. Groups of 128 columns then take 1.06 times the time.
 
 Not chosen: accelerated gradients on the same dual with the same preconditioner (100 steps reach 1e-4 where this
 reaches 2e-6 in less time); mu = 0 (stalls on frames with silent bands); mu = 1e-3 (a tenth faster on a recording, but
-23 of 1292 frames of plucked strings stop without a solution, none at 1e-5); conjugate gradients to 0.1 and 0.3 of the
-residual (the same time and a fifth more, more Newton steps); 40 conjugate-gradient steps (2 of 1292 stop); sigma taken
-out by the method of multipliers (up to twice as slow, 2 % of the frames stop at 4e-6); a sparse A,
+23 of 1292 frames of plucked strings stop without a solution, none at 1e-5); conjugate gradients to 0.1 and 0.01 of the
+residual (1.7 and 1.05 times the time, the first for more Newton steps); 40 conjugate-gradient steps (2 of 1292 stop);
+sigma taken out by the method of multipliers (up to twice as slow, 2 % of the frames stop at 4e-6); a sparse A,
 `jax.experimental.sparse.BCOO` with the 2018 entries of a mel basis (before D: products 5 to 8 times as fast, this
 method 3.1 times, the whole call of 1292 frames 2.1 times, 382 to 181 ms, at the same accuracy: less than a second form
 of A and of its derivative is worth).
@@ -45,10 +55,10 @@ from jaxnnls._queue import work_off
 
 CG_STEPS = 80
 CG_REDUCTION = 0.03
-INACTIVE_WEIGHT = 1e-5
+INACTIVE_WEIGHT = 1e-5  # mu, at the start
 GROUP = 64  # columns that take a step together
 UNCLEAR = 1e3  # eps: what of a proof may be rounding
-PATIENCE = 10  # steps a column may take without a substantial decrease; those without a solution stop here
+PATIENCE = 30  # steps a column may take without a substantial decrease; those without a solution stop here
 
 
 class Columns(NamedTuple):
@@ -133,10 +143,10 @@ def least_norm(
     nit : Array of int, shape (k,)
     """
     m = A.shape[0]
-    sigma = 0.1 * jnp.sqrt(jnp.finfo(A.dtype).eps) * jnp.sum(A * A) / m
+    first_sigma = 0.1 * jnp.sqrt(jnp.finfo(A.dtype).eps) * jnp.sum(A * A) / m
     target = 14 * jnp.finfo(A.dtype).eps
     squares = A * A  # times weights, the diagonal of A diag(weight) A'
-    rows = jnp.sum(squares, axis=1, keepdims=True) + sigma
+    rows = jnp.sum(squares, axis=1, keepdims=True)
 
     def misfit_of(part: Columns, u: Array) -> Array:
         return part.b - einsum("ij,jk->ik", A, jnp.clip(u, part.lower, part.upper))
@@ -147,18 +157,22 @@ def least_norm(
     def step(part: Columns, state: Dual, own: Array) -> tuple[Dual, Array]:
         b, lower, upper = part
         w, u, r, best, since, nit = state
-        weight = jnp.where((u > lower) & (u < upper), 1, INACTIVE_WEIGHT)
+        fade = jnp.minimum(norm(r), 1)
+        sigma = fade * first_sigma
+        weight = jnp.where((u > lower) & (u < upper), 1, fade * INACTIVE_WEIGHT)
 
         def product(v: Array) -> Array:
             return einsum("ij,jk->ik", A, weight * einsum("ij,ik->jk", A, v)) + sigma * v
 
-        D = jnp.sqrt(rows / (einsum("ij,jk->ik", squares, weight) + sigma))
+        D = jnp.sqrt((rows + sigma) / (einsum("ij,jk->ik", squares, weight) + sigma))
 
         def precondition(v: Array) -> Array:
             return D * einsum("ij,jk->ik", inverse, D * v)
 
         stop = jnp.maximum(CG_REDUCTION * norm(r), 0.3 * target)
-        d, _ = conjugate_gradients(product, jnp.where(own, r, 0), stop * stop, CG_STEPS, precondition)
+        d, _ = conjugate_gradients(
+            product, jnp.where(own, r, 0), stop * stop, CG_STEPS, precondition, jnp.sum(own) // 2
+        )
         image = einsum("ij,ik->jk", A, d)
         straight = jnp.sum(b * d, axis=0)
 

@@ -1,10 +1,11 @@
-"""What the dual method for wide A says before it begins: that nothing within the bounds fits."""
+"""The dual method for wide A: the proof that nothing within the bounds fits, and a class of hard fits."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxnnls
 from jaxnnls._dual import Columns, out_of_reach
 
 M, N = 8, 64
@@ -50,3 +51,19 @@ def test_proof_for_what_is_far_away(bounds):
 def test_out_of_reach_of_nothing():
     part = Columns(jnp.ones((M, N)), jnp.zeros((0, N)), jnp.zeros((0, N)))
     assert out_of_reach(part, jnp.zeros((M, 0)), jnp.ones((M, N)), jnp.zeros((0, N))).shape == (N,)
+
+
+def test_power_of_tones_in_bands(dtype):
+    """Bands of next to nothing between large ones: mel spectrograms of power, which ended at PRECISION."""
+    rng = np.random.default_rng(0)
+    edges = np.cumsum(np.linspace(3, 8, 26))
+    low, centre, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    bins = np.arange(np.ceil(edges[-1]))
+    A = np.maximum(np.minimum((bins - low) / (centre - low), (high - bins) / (high - centre)), 0)
+    tones = [
+        np.exp(-((bins[:, None] - k * rng.uniform(5, 12, N)) ** 2)) * 10 ** rng.uniform(-4, 0, N) for k in range(1, 12)
+    ]
+    B = (A @ (sum(tones) + 1e-6)).astype(dtype)
+    sol = jaxnnls.lsq_linear(A.astype(dtype), B, (0, np.inf))
+    assert np.all(sol.status == jaxnnls.Status.CONVERGED)
+    assert np.all(np.linalg.norm(A @ np.asarray(sol.x, float) - B, axis=0) <= 1e-5 * np.linalg.norm(B, axis=0))

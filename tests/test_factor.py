@@ -32,6 +32,7 @@ def test_qr(m, n, power, dtype):
 
 def test_qr_takes_products_where_they_are_exact(monkeypatch):
     """And only there: LAPACK's is replaced by something wrong, and that shows where it should."""
+    monkeypatch.setattr(factor.device, "on_gpu", lambda: False)
     monkeypatch.setattr(lapack, "qr", lambda A: (jnp.zeros_like(A), jnp.zeros((A.shape[1],) * 2, A.dtype)))
     for condition, by_products in ((1e2, True), (1e6, False)):
         R = jax.jit(lambda A: factor.qr(A)[1])(with_condition(600, 30, condition, np.float32))  # traced anew
