@@ -13,8 +13,9 @@ cores with sweeps, and with gradients there, which take fewer steps of descent b
     48 x 12 decay       110, 40, 46     40        (the active set; 21 in a single block)
     128 x 1025 mel      156, 85, 99     550       (the dual; 56 in a single block)
 
-Later, with the same forms, factorisations by products on the CPU and shorter steps of the dual: on the H100 7.6, 68, 41
-and 72 in float32 and 25, 243, 18 and 131 in float64. By the active set, as for few variables, the first two took 19 and 38 ms on the H100.
+Later, with the same forms, factorisations by products on the CPU and shorter steps of the dual: 7.6, 68, 41 and 72 on
+the H100, and 25, 243, 18 and 131 in float64. By the active set, as for few variables, the first two took 19 and 38 ms
+there.
 """
 
 import jax.numpy as jnp
