@@ -3,10 +3,11 @@
 LAPACK comes from SciPy, whose OpenBLAS has threads of its own. For matrices of a few hundred rows they are slower than
 one, and afterwards they wait for more work by spinning, 0.1 s long, on the cores where XLA is to go on: half of the
 processor time of a solve. So what is not small is factorised by products, which are XLA's, and by LAPACK only where it
-takes a single thread. Large matrices are left to LAPACK: with two cores its threads pay from about 300 variables on.
+takes a single thread. Large matrices are left to LAPACK: two of its threads do not pay at 256 variables, and do at 512.
 
-Measured, float32, 2 cores, of the time with LAPACK alone: 1025 x 32 learnt 0.63, 1025 x 64 random 0.73, 1025 x 128
-learnt 0.81, 256 x 84 chroma 0.91, 128 x 1025 and 80 x 513 mel bands that nothing fits 0.72, 256 x 513 0.52.
+Measured, float32, 2 cores, of the time with LAPACK alone: 1025 x 32 learnt 0.74, 1025 x 64 random 0.68, 1025 x 128
+learnt 0.80, 256 x 84 chroma 0.84, 128 x 1025 and 80 x 513 mel bands that nothing fits 0.72, 256 x 513 0.63. Blocks of
+16 rows in `substitute` take 0.64 of its time for 128 rows, and more to compile; doubling takes three times its time.
 """
 
 import jax.numpy as jnp
