@@ -23,10 +23,10 @@ targets and of 64 x 256 uniform A and b, for 0.95 and 0.6 of the time of the sol
 
 Measured, mel 128 x 1025, float32: with D, 1.9 times less time for a recording and 3.6 times less for decaying plucked
 strings, whose frames have silent bands (3.1 to 0.87 s for 646, 7 Newton steps each): without it, conjugate gradients
-spend all of 80 steps. With mu and sigma that fade and a patience of 30 steps instead of 10, of 130 frames of five notes
-as power 3 instead of 85 are left to others (305 instead of 591 ms), of 259 of 80 bands none instead of 69 (94, 220), of
-400 with bands down to nothing none instead of 160 (306, 2794). In float64 6, 2 and 30 are left, 79, 67 and 105 with a
-patience of 10. For that misfits pay, 1.15 to 1.2 times the time where `out_of_reach` proves nothing.
+spend all of 80 steps. With mu and sigma that fade, a patience of 30 steps instead of 10, and steps as below, of 130
+frames of five notes as power 2 instead of 54 are left to others (335 instead of 650 ms), of 259 of 80 bands none
+instead of 30 (102, 245), of 400 with bands down to nothing none instead of 139 (290, 2700); in float64 of the first two
+4 and 2 instead of 95 and 20. For that misfits pay, 1.15 to 1.2 times the time where `out_of_reach` proves nothing.
 
 Steps that end with half of the columns instead of all take 0.53 of the time for that recording and 0.5 to 0.95 for
 eleven other wide matrices, with as many solutions or more; with a fifth, a third or seven eighths of the columns 1.2,
