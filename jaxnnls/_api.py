@@ -1,20 +1,18 @@
 """The public functions: a docstring, a check, one call down, the result in the caller's shape and dtype."""
 
-import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxnnls._derivative import solve
 from jaxnnls._evaluate import dual_and_residual_norm
-from jaxnnls._loops import alike
-from jaxnnls._problem import DEFAULT_BLOCK_BYTES, Arguments, assemble, check, columns_back, pair, result_dtype
-from jaxnnls._programs import solve_eagerly
-from jaxnnls._sharding import leave_to_xla
+from jaxnnls._objective import Problem
+from jaxnnls._problem import DEFAULT_BLOCK_BYTES, Arguments, check, columns_back, pair, result_dtype
+from jaxnnls._programs import solve
 from jaxnnls._solution import Solution
+from jaxnnls._solver import Result
+from jaxnnls._stages import Output
 
 
 def nnls(
@@ -90,7 +88,7 @@ def nnls(
     [0.34 0.68]
     """
     arguments = Arguments(A, B, 0.0, jnp.inf, x_init, ridge, l1, tol, max_steps, smoothing)
-    return solve_eagerly(_solve_x, *check(arguments, False, block_bytes), False)
+    return solve(*check(arguments, False, block_bytes), False, X)
 
 
 def lsq_linear(
@@ -168,7 +166,7 @@ def lsq_linear(
     """
     lower, upper = pair(bounds)
     arguments = Arguments(A, B, lower, upper, x_init, ridge, l1, tol, max_steps, smoothing)
-    return solve_eagerly(_solve, *check(arguments, False, block_bytes), False)
+    return solve(*check(arguments, False, block_bytes), False, SOLUTION)
 
 
 def box_qp(
@@ -220,42 +218,32 @@ def box_qp(
     """
     lower, upper = pair(bounds)
     arguments = Arguments(Q, q, lower, upper, x_init, ridge, l1, tol, max_steps, smoothing)
-    return solve_eagerly(_solve, *check(arguments, True, block_bytes), True)
+    return solve(*check(arguments, True, block_bytes), True, SOLUTION)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _solve_x(arguments: Arguments, block_bytes: int, quadratic: bool) -> Array:
-    def solved(arguments: Arguments) -> Array:
-        # The gradient of what all devices share is summed over them here, not in every block.
-        problem, options = alike(assemble(arguments, quadratic))
-        x = solve(problem, options, block_bytes).x
-        return columns_back(x, arguments).astype(result_dtype(arguments))
-
-    return leave_to_xla(solved, arguments, True)
+def _x_of(arguments: Arguments, problem: Problem, result: Result, block_bytes: int) -> Array:
+    return columns_back(result.x, arguments).astype(result_dtype(arguments))
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _solve(arguments: Arguments, block_bytes: int, quadratic: bool) -> Solution:
-    def solved(arguments: Arguments) -> Solution:
-        problem, options = alike(assemble(arguments, quadratic))
-        result = solve(problem, options, block_bytes)
-        dual, residual_norm = dual_and_residual_norm(problem, result.x, block_bytes)
-        mask = jnp.where(result.x <= problem.lower, -1, jnp.where(result.x >= problem.upper, 1, 0)).astype(jnp.int32)
+def _solution_of(arguments: Arguments, problem: Problem, result: Result, block_bytes: int) -> Solution:
+    dual, residual_norm = dual_and_residual_norm(problem, result.x, block_bytes)
+    mask = jnp.where(result.x <= problem.lower, -1, jnp.where(result.x >= problem.upper, 1, 0)).astype(jnp.int32)
 
-        def back(a: Array, dtype: Any = None) -> Array:
-            a = columns_back(a, arguments)
-            return a if dtype is None else a.astype(dtype)
+    def back(a: Array, dtype: Any = None) -> Array:
+        a = columns_back(a, arguments)
+        return a if dtype is None else a.astype(dtype)
 
-        dtype = result_dtype(arguments)
-        return Solution(
-            x=back(result.x, dtype),
-            dual=back(dual, dtype),
-            residual_norm=back(residual_norm, dtype),
-            optimality=back(result.optimality, dtype),
-            nit=back(result.nit),
-            status=back(result.status),
-            active_mask=back(mask),
-        )
+    dtype = result_dtype(arguments)
+    return Solution(
+        x=back(result.x, dtype),
+        dual=back(dual, dtype),
+        residual_norm=back(residual_norm, dtype),
+        optimality=back(result.optimality, dtype),
+        nit=back(result.nit),
+        status=back(result.status),
+        active_mask=back(mask),
+    )
 
-    variables: Any = Solution(True, True, False, False, False, False, True)  # type: ignore[arg-type]
-    return leave_to_xla(solved, arguments, variables)
+
+X = Output(_x_of, True, False)
+SOLUTION = Output(_solution_of, Solution(True, True, False, False, False, False, True), True)  # type: ignore[arg-type]

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxnnls import _solver
 from jaxnnls._blocks import block_size, broadcasting, map_columns
 from jaxnnls._device import group_size
 from jaxnnls._loops import anywhere
@@ -20,16 +19,15 @@ from jaxnnls._matrix import regularised_inverse
 from jaxnnls._objective import Problem, einsum
 from jaxnnls._scaling import matrix_scales, relative, scale_matrix
 from jaxnnls._smoothing import smooth_tangent
-from jaxnnls._solver import Options, Result
+from jaxnnls._solver import Result
 from jaxnnls._tangent import Known, Rule, face_tangent, fit_rule, general_rule, regular_rule
 
 
-def solve(problem: Problem, options: Options, block_bytes: int) -> Result:
-    """`_solver.solve` with a derivative of x with respect to the problem."""
-    result = _solver.solve(*lax.stop_gradient((problem, options)), block_bytes)
+def attach(problem: Problem, smoothing: Array | None, result: Result, block_bytes: int) -> Array:
+    """The solutions x (n, N) of a result, with their derivative with respect to the problem."""
     # A flag as a number: `shard_map` rejects rules for integers, whose tangents do not say over what they vary.
     plain = result.plain.astype(result.x.dtype)
-    return result._replace(x=differentiable(problem, options.smoothing, result.x, plain, block_bytes))
+    return differentiable(problem, smoothing, result.x, plain, block_bytes)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4,))

@@ -23,7 +23,7 @@ GAP = 30  # between what rounding leaves of dependent columns and what independe
 class Matrix(NamedTuple):
     """What is computed once for all columns that share a matrix. Scaled: H has a unit diagonal."""
 
-    problem: Problem  # unit columns, right-hand sides still in their own units
+    problem: Problem  # with unit columns, and nothing of what belongs to the columns of b
     scales: Scales
     gram: Array | None  # (n, n), H; None where products with A are cheaper
     start: Array | None  # (n, n), (H + START_RIDGE I)^-1, where there is H
@@ -42,6 +42,8 @@ class Matrix(NamedTuple):
 
 def prepare(problem: Problem) -> Matrix:
     """Scale the matrix and form what every block needs of it."""
+    nothing = jnp.zeros_like(problem.lower[:, :1])
+    problem = problem._replace(b=None, linear=nothing, lower=nothing, upper=nothing)
     finite = jnp.all(jnp.isfinite(problem.ridge) & (problem.ridge >= 0))
     for matrix in (problem.A, problem.Q):
         if matrix is not None:

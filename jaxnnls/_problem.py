@@ -10,8 +10,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxnnls._blocks import broadcasting
+from jaxnnls._iteration import Options
 from jaxnnls._objective import Problem
-from jaxnnls._solver import DEFAULT_MAX_STEPS, Options
+from jaxnnls._solver import DEFAULT_MAX_STEPS
 
 DEFAULT_BLOCK_BYTES = 2**24
 
@@ -38,6 +39,8 @@ def known(value: Any) -> bool:
 
 def check(arguments: Arguments, quadratic: bool, block_bytes: int) -> tuple[Arguments, int]:
     """Raise for anything the solver cannot take. Returns the arguments with lists as arrays, and block_bytes.
+
+    The integers of Python become floating numbers, for which there are programs already.
 
     Raises
     ------
@@ -93,7 +96,8 @@ def check(arguments: Arguments, quadratic: bool, block_bytes: int) -> tuple[Argu
     if not isinstance(block_bytes, int | np.integer) or block_bytes <= 0:
         raise ValueError(f"Expected block_bytes to be a positive int, got {block_bytes!r}.")
     _check_box(lower, upper, l1, x_shape)
-    return arguments, int(block_bytes)
+    integers = {name: float(a) for name, a in arguments._asdict().items() if type(a) is int and name != "max_steps"}
+    return arguments._replace(**integers), int(block_bytes)
 
 
 def _check_tol(arguments: Arguments) -> None:

@@ -1,16 +1,16 @@
 """Eager calls with another number of columns, as for one recording after another: by programs that exist already.
 
-A program is for one number of columns N, and takes seconds to compile. The first call for matrices of a shape has one
-of its own. A later one with another N has columns added for a program that holds a little more, at most twice as many
-and at most `block_bytes` more; where there is none, one is compiled for N rounded up to a power of two. The columns
-that are added are NaN, which no algorithm touches, and are taken away afterwards. (Integers cannot be NaN: they have a
-program for each N.) An N keeps its program, so that the same call gives the same numbers, to the last bit, whatever is
-called between.
+A program is for one number of columns N, and takes seconds to compile. The first call for matrices of a shape has
+programs of its own. A later one with another N has columns added for those that hold a little more, at most twice as
+many and at most `block_bytes` more; where there are none, they are compiled for N rounded up to a power of two. The
+columns that are added are NaN, which no algorithm touches, and are taken away afterwards. (Integers cannot be NaN: they
+have programs for each N.) An N keeps its programs, so that the same call gives the same numbers, to the last bit,
+whatever is called between.
 """
 
 import functools
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any, TypeVar
 
 import jax
@@ -19,8 +19,9 @@ import numpy as np
 from jax import Array
 from jax.sharding import SingleDeviceSharding
 
+from jaxnnls._iteration import FEW_COLUMNS
 from jaxnnls._problem import Arguments, known
-from jaxnnls._solver import FEW_COLUMNS
+from jaxnnls._stages import Output, solve_at_once, solve_in_stages, values
 
 U = TypeVar("U")
 
@@ -28,30 +29,31 @@ U = TypeVar("U")
 programs: dict[Hashable, dict[int, int]] = {}
 
 
-def solve_eagerly(
-    solve: Callable[[Arguments, int, bool], U], arguments: Arguments, block_bytes: int, quadratic: bool
-) -> U:
-    """solve(arguments, block_bytes, quadratic), a jitted function, by a program that exists if there is one.
+def solve(arguments: Arguments, block_bytes: int, quadratic: bool, output: Output[U]) -> U:
+    """Solve, by programs that exist if there are any.
 
     Traced calls become a part of another program, and columns on several devices stay where they are.
     """
     # JAX may read the memory of NumPy arrays after the call has returned, when the caller may write to it.
     own: list[Any] = [np.array(a) if isinstance(a, np.ndarray) else a for a in arguments]
     arguments = Arguments(*own)
+    if jax.debug_nans.value or not all(map(_at_hand, jax.tree.leaves(values(arguments)))):
+        return solve_at_once(arguments, block_bytes, quadratic, output)
     shape, kind = np.shape(arguments.columns), jax.typeof(arguments.columns)
     able = len(shape) > 1 and jnp.issubdtype(kind.dtype, jnp.inexact) and not kind.weak_type  # to hold NaN, as it is
-    if not able or jax.debug_nans.value or not all(map(_at_hand, jax.tree.leaves(arguments))):
-        return solve(arguments, block_bytes, quadratic)
+    if not able:
+        return solve_in_stages(arguments, block_bytes, quadratic, output)
     N = shape[-1]
     kinds = tuple(None if a is None else _kind(a, name, N) for name, a in arguments._asdict().items())
     bytes_per_column = max(1, math.prod(shape[:-2]) * sum(np.shape(arguments.matrix)) * kind.dtype.itemsize)
     few = quadratic and N <= FEW_COLUMNS  # there the solver takes another way
-    sizes = programs.setdefault((solve, kinds, block_bytes, quadratic, few), {})
+    sizes = programs.setdefault((kinds, block_bytes, quadratic, few), {})
     size = _program(sizes, N, block_bytes // bytes_per_column)
     if size == N:
-        return solve(arguments, block_bytes, quadratic)
+        return solve_in_stages(arguments, block_bytes, quadratic, output)
     wide = {name: a for name, a in arguments._asdict().items() if _has_columns(a, name, N)}
-    return _first(solve(arguments._replace(**_widened(wide, size)), block_bytes, quadratic), N)
+    widened = arguments._replace(**_widened(wide, size))
+    return _first(solve_in_stages(widened, block_bytes, quadratic, output), N)
 
 
 def _program(sizes: dict[int, int], N: int, room: int) -> int:

@@ -1,17 +1,10 @@
 """From a problem to its solution: prepare the matrix once, then solve block after block.
 
 A tall A is first replaced by the triangular factor R of A = Q R, and b by Q'b: the same problem with n equations, to
-rounding. Then each part takes over the columns that the one before it left unsolved:
+rounding. A block of scaled columns then goes to `_iteration`. What is said of the result, its optimality and status, is
+measured with A itself.
 
-    wide A, no ridge, no l1:   `least_norm`, the dual: exact fits, already of least norm
-    Q and few columns:         `_quadratic`, pivots of a dual active set, or an interior point
-    few variables, or crowded: `active_set`, pivots
-    other problems:            `descend`, sweeps and conjugate gradients
-    is the minimiser unique?   `judge_faces`, where A does not have full rank
-    what is left, and          `rescue`, proximal Newton with factorisations, a few columns at a time
-    whatever is not unique
-
-What is said of the result, its optimality and status, is measured with A itself.
+`solve` is all of that; `begin` and `finish` are the same as two programs, for `_stages`.
 """
 
 import functools
@@ -19,43 +12,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
-from jaxnnls._active_set import active_set
-from jaxnnls._blocks import block_size, broadcasting, fill_columns
-from jaxnnls._descent import descend
-from jaxnnls._dual import least_norm
-from jaxnnls._loops import if_any
+from jaxnnls import _iteration as iteration
+from jaxnnls._blocks import block_size, broadcasting, fill_columns, update_columns
+from jaxnnls._iteration import Options
 from jaxnnls._matrix import Matrix, prepare
-from jaxnnls._objective import (
-    Problem,
-    attainable,
-    einsum,
-    gradient,
-    hidden,
-    natural_residual,
-)
-from jaxnnls._proximal import Rescued, rescue
-from jaxnnls._quadratic import solve_few
-from jaxnnls._scaling import column_size, relative, scale_columns
-from jaxnnls._small import FEW, SOME
+from jaxnnls._objective import Problem, attainable, einsum, gradient, hidden, natural_residual
+from jaxnnls._scaling import column_size, scale_columns
 from jaxnnls._solution import choose_status
-from jaxnnls._uniqueness import judge_faces
 
-DESCENT_STEPS = 20
-WIDE_DESCENT_STEPS = 10  # 20 take 1.1 times the time for 128 x 1025 mel bands that nothing fits
-FEW_COLUMNS = 8
 DEFAULT_MAX_STEPS = 500
-
-
-class Options(NamedTuple):
-    """What steers the iteration and has no derivative."""
-
-    x_init: Array | None  # (n, N) or (n, 1)
-    tol: Array  # ()
-    max_steps: Array  # (), int32
-    smoothing: Array | None  # (), kappa: the derivative is that of the relaxed problem
-    l1: Array  # (), what of `linear` does not count for the size of a problem
 
 
 class Result(NamedTuple):
@@ -89,18 +56,60 @@ def bytes_per_column(problem: Problem) -> int:
 @broadcasting
 def solve(problem: Problem, options: Options, block_bytes: int) -> Result:
     """Solve every column. No derivative: see `_derivative`."""
-    problem, options = lax.stop_gradient((problem, options))
-    N = (problem.linear if problem.b is None else problem.b).shape[-1]
     matrix = prepare(problem)
+
+    def whole(block: Block) -> Result:
+        return solve_block(matrix, problem, block, options)[0]
+
+    return fill_columns(whole, *layout(problem, options, block_bytes))
+
+
+def begin(problem: Problem, options: Options, block_bytes: int) -> tuple[Matrix, Result, Array]:
+    """Solve most columns; those that are pending (N,) are left where they have got to."""
+    matrix = prepare(problem)
+    block, empty, size = layout(problem, options, block_bytes)
+
+    def first(block: Block) -> tuple[Result, Array]:
+        return solve_block(matrix, problem, block, options, begin_only=True)
+
+    return matrix, *fill_columns(first, block, (empty, jnp.zeros_like(empty.plain)), size)
+
+
+def finish(
+    problem: Problem, options: Options, matrix: Matrix, result: Result, pending: Array, block_bytes: int
+) -> Result:
+    """Solve the columns that `begin` has left pending."""
+    block, _, size = layout(problem, options, block_bytes)
+
+    def rest(columns: tuple[Block, Array], result: Result) -> Result:
+        block, pending = columns
+        begun = pending, result.nit
+        return solve_block(matrix, problem, block._replace(x_init=result.x), options, begun)[0]
+
+    return update_columns(rest, (block, pending), result, pending, size)
+
+
+def layout(problem: Problem, options: Options, block_bytes: int) -> tuple[Block, Result, int]:
+    """All columns, an empty result, and how many columns are a block."""
+    n, N = len(problem.lower), (problem.linear if problem.b is None else problem.b).shape[-1]
     block = Block(problem.b, problem.linear, problem.lower, problem.upper, options.x_init)
-    size = block_size(N, bytes_per_column(problem), block_bytes)
     number, count, flag = (jnp.zeros(N, dtype) for dtype in (problem.lower.dtype, jnp.int32, bool))
-    empty = Result(jnp.zeros((len(problem.lower), N), number.dtype), number, count, count, flag)
-    return fill_columns(lambda part: solve_block(matrix, problem, part, options), block, empty, size)
+    empty = Result(jnp.zeros((n, N), number.dtype), number, count, count, flag)
+    return block, empty, block_size(N, bytes_per_column(problem), block_bytes)
 
 
-def solve_block(matrix: Matrix, original: Problem, block: Block, options: Options) -> Result:
-    """Solve the columns of one block."""
+def solve_block(
+    matrix: Matrix,
+    original: Problem,
+    block: Block,
+    options: Options,
+    begun: tuple[Array, Array] | None = None,
+    begin_only: bool = False,
+) -> tuple[Result, Array]:
+    """Solve the columns of one block, or finish what has been begun, from x_init, with what is pending and nit.
+
+    Returns the result and which columns are still pending.
+    """
     n, dtype = original.lower.shape[0], original.lower.dtype
     scales = matrix.scales
 
@@ -148,8 +157,14 @@ def solve_block(matrix: Matrix, original: Problem, block: Block, options: Option
 
     # Judged with A itself, which rounds otherwise than R: the iteration aims a little lower.
     aim = options._replace(tol=0.9 * options.tol)
-    progress = iterate(matrix, reduced(matrix, scaled), x, usable, aim, block.x_init is not None)
-    x, nit = progress.x, progress.nit
+    problem = reduced(matrix, scaled)
+    if begun is None:
+        progress = iteration.begin(matrix, problem, x, usable, aim, block.x_init is not None)
+    else:
+        progress = iteration.progress_at(problem, x, *begun)
+    if not begin_only:
+        progress = iteration.finish(matrix, problem, progress, aim)
+    x, nit = iteration.on_bounds(problem, progress, aim.tol), progress.nit
 
     # Finite data give finite answers, even where rounding has spoilt everything.
     x = jnp.where(jnp.all(jnp.isfinite(x), axis=0), x, jnp.clip(0, scaled.lower, scaled.upper))
@@ -165,7 +180,7 @@ def solve_block(matrix: Matrix, original: Problem, block: Block, options: Option
     x = jnp.where(at_lower, raw.lower, jnp.where(at_upper, raw.upper, x))
     optimality = jnp.where(finite, jnp.where(feasible, optimality, jnp.inf), jnp.nan)
     plain = progress.unique if matrix.inverse is None else progress.fitted & matrix.independent
-    return Result(jnp.where(finite, x, jnp.nan), optimality, nit, status, plain)
+    return Result(jnp.where(finite, x, jnp.nan), optimality, nit, status, plain), progress.pending
 
 
 def reduced(matrix: Matrix, problem: Problem) -> Problem:
@@ -174,108 +189,6 @@ def reduced(matrix: Matrix, problem: Problem) -> Problem:
         return problem
     assert problem.b is not None
     return problem._replace(A=matrix.root, b=einsum("ij,ik->jk", matrix.basis, problem.b))
-
-
-class Progress(NamedTuple):
-    """The columns of a block on their way."""
-
-    x: Array  # (n, k)
-    shortest: Array  # (k,), bool: whether x is known to be of least norm among the minimisers, if it is one
-    unique: Array  # (k,), bool: whether the minimiser is known to be unique
-    fitted: Array  # (k,), bool: whether A x = b
-    nit: Array  # (k,), int32
-
-
-def iterate(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: Options, warm: bool) -> Progress:
-    """Run the algorithms over a scaled block, starting from x (n, k)."""
-    nit = jnp.zeros_like(usable, jnp.int32)
-    fitted = jnp.zeros_like(usable)
-    if matrix.inverse is not None:
-        # Without ridge and l1 an exact fit is optimal; x = z unit with z of least norm.
-        assert problem.A is not None and problem.b is not None
-        unit = relative(matrix.scales)
-        C = problem.A * unit.T
-        w = einsum("ij,jk->ik", matrix.inverse, einsum("ij,jk->ik", C, x / unit) if warm else problem.b)
-        eligible = usable & ~jnp.any(matrix.determined & ~matrix.scales.junk) & jnp.all(problem.linear == 0, axis=0)
-        low, high = problem.lower / unit, problem.upper / unit
-        z, shortest, nit = least_norm(C, matrix.inverse, problem.b, low, high, w, eligible, options.max_steps)
-        at_low, at_high = z <= low, z >= high
-        z = jnp.clip(z * unit, problem.lower, problem.upper)
-        z = jnp.where(at_low, problem.lower, jnp.where(at_high, problem.upper, z))
-        optimality = natural_residual(z, gradient(problem, z), problem.lower, problem.upper)
-        fitted = eligible & shortest & (optimality <= attainable(z, options.tol))
-        x = jnp.where(fitted, z, x)
-
-    rest = usable & ~fitted
-    x, g, optimality, apart, steps = minimise(matrix, problem, x, rest, options, options.max_steps - nit, warm)
-    nit += steps
-    good = rest & (optimality <= attainable(x, options.tol))
-    ask = good & matrix.singular
-    unique = ~matrix.singular | judge_faces(problem, matrix, x, g, optimality, apart, ask)
-    pending = rest & ~(good & unique) & (nit < options.max_steps)
-    left = options.max_steps - nit
-
-    def rescued(old: Rescued) -> Rescued:
-        return rescue(problem, matrix, old.x, old.g, old.optimality, pending, options.tol, left)
-
-    unsolved = Rescued(x, g, optimality, jnp.zeros_like(pending), jnp.zeros_like(nit))
-    x, g, optimality, shortest, steps = if_any(pending, rescued, unsolved)
-    x = on_bounds(problem, x, g, optimality, options.tol)
-    return Progress(x, fitted | unique | shortest, unique, fitted, nit + steps)
-
-
-class Minimised(NamedTuple):
-    """What the first algorithm has reached."""
-
-    x: Array  # (n, k)
-    g: Array  # (n, k), the gradient at x
-    optimality: Array  # (k,)
-    apart: Array  # (k,), bool: whether columns of A whose variables are free are known to be independent
-    nit: Array  # (k,), int32
-
-
-def minimise(
-    matrix: Matrix, problem: Problem, x: Array, active: Array, options: Options, left: Array, warm: bool
-) -> Minimised:
-    """Solve the active columns from x by the algorithm that suits the matrix; left (k,) limits the steps of descent."""
-    (n, k), gram, tol = x.shape, matrix.gram, options.tol
-    apart, nit = jnp.zeros_like(active), jnp.zeros_like(left)
-    if problem.Q is not None and k <= FEW_COLUMNS and n > FEW:
-        x, nit = solve_few(problem, matrix, x, active, tol, options.max_steps)
-    elif gram is not None and n <= FEW:
-        x, apart, nit = active_set(problem, gram, x, active, tol, options.max_steps)
-    else:
-        most = DESCENT_STEPS if matrix.inverse is None else WIDE_DESCENT_STEPS
-        start, steps = None if warm else matrix.start, jnp.minimum(most, left)
-        pivots_pay = gram is not None and n <= SOME and matrix.inverse is None
-        # Where 0 is inside the bounds, free sets are as large and ill-conditioned as the matrix. Boxes from 0 on are
-        # better in float32, but 128 variables can take hundreds of pivots.
-        above = (problem.lower >= 0) & (problem.upper == jnp.inf)
-        below = (problem.upper <= 0) & (problem.lower == -jnp.inf)
-        small = jnp.all(above | below | (problem.lower == problem.upper), axis=0)
-        crowded = active & matrix.crowded & small if pivots_pay else apart
-        x, g, optimality, nit = descend(problem, gram, start, x, active & ~crowded, tol, steps)[:4]
-        if not pivots_pay:
-            return Minimised(x, g, optimality, apart, nit)
-        assert gram is not None
-        # Half of the steps are for what comes after.
-        x, apart, pivots = active_set(problem, gram, x, crowded, tol, options.max_steps // 2)
-        nit += pivots
-    g = gradient(problem, x)
-    return Minimised(x, g, natural_residual(x, g, problem.lower, problem.upper), apart, nit)
-
-
-def on_bounds(problem: Problem, x: Array, g: Array, optimality: Array, tol: Array) -> Array:
-    """x with every variable on its bound that has a multiplier, and is so near that tol cannot tell, (n, k)."""
-
-    def judged(y: Array) -> Array:
-        return natural_residual(y, gradient(problem, y), problem.lower, problem.upper)
-
-    room = attainable(x, tol)
-    y = jnp.where((g > 4 * room) & (x - problem.lower <= room), problem.lower, x)
-    y = jnp.where((g < -4 * room) & (problem.upper - x <= room), problem.upper, y)
-    after = lax.cond(jnp.any(y != x), judged, lambda y: optimality, y)
-    return jnp.where(after <= jnp.maximum(optimality, room / 10), y, x)
 
 
 def diverges(matrix: Matrix, problem: Problem, x: Array) -> Array:

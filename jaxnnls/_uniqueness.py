@@ -8,12 +8,13 @@ The columns of decay curves, say, are neither: their singular values have every 
 almost a combination of others and none is one, and a multiplier may be zero to rounding. There the columns in F have to
 be independent, and none of the others in E a combination of them.
 
-What the active set does not know is judged, a group of small faces by elimination for all at once (20,000 decay curves
-of 12 parameters: a seventh of the solve if all are; factorised by LAPACK a third; 2,000 of 40, few of them free: a
-quarter, and a half), larger ones by a factorisation each.
+What the active set does not know is judged. Where A has few variables that is by elimination, for a group of columns at
+once (20,000 decay curves of 12 parameters: a seventh of the solve if all are; factorised by LAPACK a third; 2,000 of
+40, few of them free: a quarter, and a half), else by a factorisation each.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,48 +28,44 @@ from jaxnnls._matrix import Matrix
 from jaxnnls._objective import Problem, attainable
 from jaxnnls._queue import work_off
 
-ELIMINATED = 64  # variables, at most, in faces that are judged by elimination
-GROUP = 256  # columns that are judged at a time, at most
+ELIMINATED = 64  # variables of A, at most, where faces are judged by elimination
+GROUP = 256  # columns that are judged at a time, at most; on a GPU more, here and below
 GROUP_ELEMENTS = 2**17  # of the matrices in which columns are eliminated at a time
 FACTORISED_ELEMENTS = 2**15  # of those that are factorised at a time
 
 
-def judge_faces(
-    problem: Problem, matrix: Matrix, x: Array, g: Array, optimality: Array, apart: Array, ask: Array
-) -> Array:
-    """Judge minimisers x.
+class Face(NamedTuple):
+    """What may differ between minimisers."""
 
-    Parameters
-    ----------
-    problem : Problem
-        A block of k columns, scaled.
-    matrix : Matrix
-    x, g : Array, shape (n, k)
-        Minimisers and the gradients there.
-    optimality : Array, shape (k,)
-    apart : Array of bool, shape (k,)
-        Whether the columns of R in F are known to be independent.
-    ask : Array of bool, shape (k,)
+    free: Array  # (n, k), bool: F, those inside their bounds that are not determined by R alone
+    member: Array  # (n, k), bool: E
 
-    Returns
-    -------
-    unique : Array of bool, shape (k,)
-        False also for columns that were not asked about.
-    """
-    R, rounding = matrix.root, matrix.rounding
-    p, n = R.shape
+
+def face_at(problem: Problem, matrix: Matrix, x: Array, g: Array, optimality: Array) -> Face:
+    """The face of minimisers x (n, k) of a scaled problem, with the gradients g (n, k) and optimalities (k,) there."""
     free = (x > problem.lower) & (x < problem.upper) & ~matrix.determined
     held = matrix.determined | (jnp.abs(g) > jnp.maximum(4 * attainable(x, 0), 2 * optimality))
-    member = free | ~(held | (problem.lower == problem.upper))
-    known = ask & ~jnp.any(jnp.where(apart, member & ~free, member), axis=0)
+    return Face(free, free | ~(held | (problem.lower == problem.upper)))
+
+
+def is_point(face: Face, apart: Array) -> Array:
+    """Whether there is nothing to judge: E is empty, or is F, with columns of R that are known to be apart, (k,)."""
+    return ~jnp.any(jnp.where(apart, face.member & ~face.free, face.member), axis=0)
+
+
+def judge_faces(matrix: Matrix, face: Face, ask: Array) -> Array:
+    """Whether the minimisers of k columns are unique, (k,); false where not asked about, by ask (k,)."""
+    R, rounding = matrix.root, matrix.rounding
+    p, n = R.shape
+    known = ask & is_point(face, jnp.zeros_like(ask))
     pending = ask & ~known
 
-    def by_elimination(given: tuple[Array, Array], state: Array, own: Array) -> tuple[Array, Array]:
+    def by_elimination(given: Face, state: Array, own: Array) -> tuple[Array, Array]:
         free, member = given
         chosen = jnp.where(matrix.ranked, member, free)
         return own & rank.independent(R, chosen, member & ~chosen, rounding), jnp.zeros_like(own)
 
-    def by_factorisation(given: tuple[Array, Array], state: Array, own: Array) -> tuple[Array, Array]:
+    def by_factorisation(given: Face, state: Array, own: Array) -> tuple[Array, Array]:
         free, member = given
         columns = jnp.where(member.T[:, None], R, 0)
         # F first, then the rest of E. What takes no part is zero and stands last, or, beyond p, is left out.
@@ -85,9 +82,9 @@ def judge_faces(
         return own & (in_face <= p) & unique, jnp.zeros_like(own)
 
     if n <= ELIMINATED:
-        elements = min(GROUP_ELEMENTS, 2 * x.size)  # less than the block itself
+        elements = min(GROUP_ELEMENTS, 2 * face.free.size)  # in small blocks, no more than the block has
         judge, size = by_elimination, max(8, group_size(GROUP, elements, n * (p + n)))
     else:
         judge, size = by_factorisation, group_size(GROUP, FACTORISED_ELEMENTS, p**2)
-    work = functools.partial(work_off, judge, (free, member), pending=pending, size=size)
+    work = functools.partial(work_off, judge, face, pending=pending, size=size)
     return known | if_any(pending, work, jnp.zeros_like(ask))

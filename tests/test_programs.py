@@ -1,4 +1,4 @@
-"""Eager calls with other numbers of columns: which program they take, and that it gives the same solutions."""
+"""Eager calls: which programs they take, in stages and with other numbers of columns, and that these solve the same."""
 
 from types import SimpleNamespace
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxnnls
-from jaxnnls import Status, _api, _programs
+from jaxnnls import Status, _programs, _stages
 from jaxnnls._problem import Arguments, assemble
 
 
@@ -37,12 +37,14 @@ def test_choice(calls, room, expected):
 
 def test_fewer_columns_take_the_same_program(monkeypatch):
     traces = []
-    monkeypatch.setattr(_api, "assemble", lambda *a: traces.append(a) or assemble(*a))
+    monkeypatch.setattr(_stages, "assemble", lambda *a: traces.append(a) or assemble(*a))
     rng = np.random.default_rng(0)
     A, B = rng.random((4, 7)).astype("f"), rng.random((4, 12)).astype("f")
     B[1, 2] = np.nan
     bounds = np.zeros(7, "f"), rng.uniform(0.1, 0.5, (7, 12)).astype("f")
     whole = jaxnnls.lsq_linear(A, B, bounds, x_init=bounds[1])
+    first = len(traces)
+    assert first
     for N in (7, 11):
         upper = bounds[1][:, :N]
         part = jaxnnls.lsq_linear(A, B[:, :N], (bounds[0], upper), x_init=upper)
@@ -52,24 +54,25 @@ def test_fewer_columns_take_the_same_program(monkeypatch):
         for name in ("x", "dual", "residual_norm"):
             a, b = getattr(part, name), getattr(whole, name)[..., :N]
             np.testing.assert_allclose(a, b, rtol=0, atol=2e-6)
-    assert len(traces) == 1
+    assert len(traces) == first
 
 
 @pytest.fixture
-def solve():
+def solve(monkeypatch):
     """In the place of a solver: twice B, and the shapes of B that it was traced for."""
 
-    def f(arguments, block_bytes, quadratic):
+    def f(arguments, block_bytes, quadratic, output):
         solve.traces.append(jnp.shape(arguments.columns))
         return 2 * arguments.columns + arguments.ridge
 
     solve = SimpleNamespace(traces=[])
-    solve.call = jax.jit(f, static_argnums=(1, 2))
-    solve.eagerly = lambda A, B, **options: _programs.solve_eagerly(
-        solve.call,
+    for name in ("solve_at_once", "solve_in_stages"):
+        monkeypatch.setattr(_programs, name, jax.jit(f, static_argnums=(1, 2, 3)))
+    solve.eagerly = lambda A, B, **options: _programs.solve(
         Arguments(A, B, *[options.get(name) for name in Arguments._fields[2:]]),
         2**20,
         options.get("quadratic", False),
+        None,
     )
     return solve
 
@@ -109,9 +112,79 @@ def test_what_is_traced_or_looks_for_nan_has_its_own_program(solve):
     A, B = np.eye(3), np.ones((3, 8), "f")
     solve.eagerly(A, B, ridge=0.0)
     jax.jit(solve.eagerly)(A, B[:, :6], ridge=0.0)
-    jax.vjp(lambda B: solve.eagerly(A, B, ridge=0.0), B[:, :5])
     jax.vmap(lambda r: solve.eagerly(A, B[:, :7], ridge=r))(jnp.ones(2))
     with jax.debug_nans(True):
         solve.eagerly(A, B[:, :4], ridge=0.0)
     solve.eagerly(A, B[:, 0], ridge=0.0)
-    assert solve.traces == [(3, 8), (3, 6), (3, 5), (3, 7), (3, 4), (3,)]
+    assert solve.traces == [(3, 8), (3, 6), (3, 7), (3, 4), (3,)]
+
+
+def test_derivatives_take_programs_that_exist(solve):
+    A, B = np.eye(3), np.ones((3, 8), "f")
+    solve.eagerly(A, B, ridge=0.0)
+    y, pull = jax.vjp(lambda B: solve.eagerly(A, B, ridge=0.0), B[:, :5])
+    np.testing.assert_array_equal(pull(y)[0], np.full((3, 5), 4))
+    assert solve.traces == [(3, 8)]
+
+
+def random_problem(kind):
+    """A, B and whether a column needs the rescue."""
+    rng = np.random.default_rng(0)
+    if kind == "tall":
+        A, rescue = rng.random((12, 5)), False
+    elif kind == "fits":
+        A, rescue = rng.random((5, 12)), False
+    elif kind == "duplicates":
+        A, rescue = np.repeat(rng.random((12, 5)), 2, axis=1), True
+    else:
+        A, rescue = np.repeat(rng.random((20, 15)), 2, axis=1), True
+    m, n = A.shape
+    B = A @ rng.random((n, 7)) if kind == "fits" else rng.random((m, 7))
+    return A.astype("f"), B.astype("f"), rescue
+
+
+@pytest.mark.parametrize("kind", ["tall", "fits", "duplicates", "misfits"])
+def test_stages_solve_as_one_program(kind, monkeypatch):
+    A, B, rescue = random_problem(kind)
+    finished, finish = [], _stages._finish
+    monkeypatch.setattr(_stages, "_finish", lambda *a: finished.append(a) or finish(*a))
+    B[0, 3] = np.nan
+    eager = jaxnnls.lsq_linear(A, B, (0, 4))
+    assert len(finished) == rescue
+    jitted = jax.jit(lambda A, B: jaxnnls.lsq_linear(A, B, (0, 4)))(A, B)
+    assert len(finished) == rescue
+    np.testing.assert_array_equal(eager.status, np.where(np.arange(7) == 3, Status.NONFINITE, Status.CONVERGED))
+    np.testing.assert_array_equal(eager.status, jitted.status)
+    np.testing.assert_allclose(eager.x, jitted.x, atol=1e-4)
+    # The columns one by one, most of which may need no rescue where others do.
+    for j in (0, 6):
+        alone = jaxnnls.lsq_linear(A, B[:, j], (0, 4))
+        np.testing.assert_allclose(alone.x, eager.x[:, j], atol=1e-4)
+
+
+def test_the_same_call_gives_the_same_numbers():
+    for kind in ("duplicates", "tall", "misfits"):
+        A, B, _ = random_problem(kind)
+        before = jaxnnls.nnls(A, B)
+        jaxnnls.nnls(A, np.ones_like(B))
+        jax.jit(jaxnnls.nnls)(A, B)
+        np.testing.assert_array_equal(jaxnnls.nnls(A, B), before)
+
+
+@pytest.mark.parametrize("kind", ["tall", "duplicates", "fits"])
+def test_derivatives_outside_of_jit(kind):
+    A, B, _ = random_problem(kind)
+
+    def loss(A, B):
+        return jnp.sum(jaxnnls.nnls(A, B) ** 2)
+
+    value, gradients = jax.value_and_grad(loss, (0, 1))(A, B)
+    expected, others = jax.jit(jax.value_and_grad(loss, (0, 1)))(A, B)
+    np.testing.assert_allclose(value, expected, rtol=1e-4)
+    for a, b in zip(gradients, others):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max())
+    # Another N: what is added to the columns takes no part.
+    for a, b in zip(jax.grad(loss, (0, 1))(A, B[:, :5]), jax.jit(jax.grad(loss, (0, 1)))(A, B[:, :5])):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max())
+    _, push = jax.jvp(lambda B: jaxnnls.nnls(A, B), (B,), (B,))
+    np.testing.assert_allclose(push, jaxnnls.nnls(A, B), atol=1e-4)  # homogeneous of degree one

@@ -157,7 +157,8 @@ def table(result: Result) -> str:
 def detail_table(results: Sequence[Result]) -> str:
     """A row a workload: what this package's solve costs beside other things."""
     header = ["jaxnnls", "N", "solve", "value and gradient", "/ solve", "its first call", "floor", "solve / floor"]
-    header += [f"a column's cost, {MORE} N / N", "eager, extra", "eager, other N", "MiB temporary"]
+    header += [f"a column's cost, {MORE} N / N", "eager, extra", "eager, first call"]
+    header += ["its first gradient", "other N", "MiB temporary"]
     header += [f"at {MORE} N", "block_bytes"]
     rows = [header]
     for result in results:
@@ -173,6 +174,8 @@ def detail_table(results: Sequence[Result]) -> str:
             plain(d.growth),
             seconds(d.eager_extra),
             seconds(d.eager_first),
+            seconds(d.eager_gradient_first),
+            seconds(d.eager_other),
         ]
         rows.append([*cells, plain(d.temporaries), plain(d.temporaries_more), plain(d.block)])
     return aligned(rows)

@@ -1,0 +1,165 @@
+"""Which algorithm takes which columns of a block.
+
+Each takes over the columns that the one before it left unsolved:
+
+    wide A, no ridge, no l1:   `least_norm`, the dual: exact fits, already of least norm
+    Q and few columns:         `_quadratic`, pivots of a dual active set, or an interior point
+    few variables, or crowded: `active_set`, pivots
+    other problems:            `descend`, sweeps and conjugate gradients
+    is the minimiser unique?   `judge_faces`, where A does not have full rank
+    what is left, and          `rescue`, proximal Newton with factorisations, a few columns at a time
+    whatever is not unique
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxnnls._active_set import active_set
+from jaxnnls._descent import descend
+from jaxnnls._dual import least_norm
+from jaxnnls._loops import if_any
+from jaxnnls._matrix import Matrix
+from jaxnnls._objective import Problem, attainable, einsum, gradient, natural_residual
+from jaxnnls._proximal import Rescued, rescue
+from jaxnnls._quadratic import solve_few
+from jaxnnls._scaling import relative
+from jaxnnls._small import FEW, SOME
+from jaxnnls._uniqueness import face_at, is_point, judge_faces
+
+DESCENT_STEPS = 20
+WIDE_DESCENT_STEPS = 10  # 20 take 1.1 times the time for 128 x 1025 mel bands that nothing fits
+FEW_COLUMNS = 8
+
+
+class Options(NamedTuple):
+    """What steers the iteration and has no derivative."""
+
+    x_init: Array | None  # (n, N) or (n, 1)
+    tol: Array  # ()
+    max_steps: Array  # (), int32
+    smoothing: Array | None  # (), kappa: the derivative is that of the relaxed problem
+    l1: Array  # (), what of `linear` does not count for the size of a problem
+
+
+class Progress(NamedTuple):
+    """The columns of a block on their way."""
+
+    x: Array  # (n, k)
+    g: Array  # (n, k), the gradient at x
+    optimality: Array  # (k,)
+    shortest: Array  # (k,), bool: whether x is known to be of least norm among the minimisers, if it is one
+    unique: Array  # (k,), bool: whether the minimiser is known to be unique
+    fitted: Array  # (k,), bool: whether A x = b
+    pending: Array  # (k,), bool: left to `finish`
+    nit: Array  # (k,), int32
+
+
+def progress_at(problem: Problem, x: Array, pending: Array, nit: Array) -> Progress:
+    """What `begin` has reached, where only this was kept of it."""
+    g, nothing = gradient(problem, x), jnp.zeros_like(pending)
+    optimality = natural_residual(x, g, problem.lower, problem.upper)
+    return Progress(x, g, optimality, nothing, nothing, nothing, pending, nit)
+
+
+def begin(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: Options, warm: bool) -> Progress:
+    """Run the first algorithms over a scaled block, starting from x (n, k)."""
+    nit = jnp.zeros_like(usable, jnp.int32)
+    fitted = jnp.zeros_like(usable)
+    if matrix.inverse is not None:
+        # Without ridge and l1 an exact fit is optimal; x = z unit with z of least norm.
+        assert problem.A is not None and problem.b is not None
+        unit = relative(matrix.scales)
+        C = problem.A * unit.T
+        w = einsum("ij,jk->ik", matrix.inverse, einsum("ij,jk->ik", C, x / unit) if warm else problem.b)
+        eligible = usable & ~jnp.any(matrix.determined & ~matrix.scales.junk) & jnp.all(problem.linear == 0, axis=0)
+        low, high = problem.lower / unit, problem.upper / unit
+        z, shortest, nit = least_norm(C, matrix.inverse, problem.b, low, high, w, eligible, options.max_steps)
+        at_low, at_high = z <= low, z >= high
+        z = jnp.clip(z * unit, problem.lower, problem.upper)
+        z = jnp.where(at_low, problem.lower, jnp.where(at_high, problem.upper, z))
+        optimality = natural_residual(z, gradient(problem, z), problem.lower, problem.upper)
+        fitted = eligible & shortest & (optimality <= attainable(z, options.tol))
+        x = jnp.where(fitted, z, x)
+
+    rest = usable & ~fitted
+    x, g, optimality, apart, steps = minimise(matrix, problem, x, rest, options, options.max_steps - nit, warm)
+    nit += steps
+    good = optimality <= attainable(x, options.tol)
+    unique = ~matrix.singular | (good & is_point(face_at(problem, matrix, x, g, optimality), apart))
+    pending = rest & ~(good & unique) & (nit < options.max_steps)
+    return Progress(x, g, optimality, fitted | unique, unique, fitted, pending, nit)
+
+
+def finish(matrix: Matrix, problem: Problem, progress: Progress, options: Options) -> Progress:
+    """Ask whether the minimisers of columns that are pending are unique; rescue those where not, or not minimised."""
+    x, g, optimality, nit = progress.x, progress.g, progress.optimality, progress.nit
+    good = optimality <= attainable(x, options.tol)
+    ask = progress.pending & good & matrix.singular
+    face = face_at(problem, matrix, x, g, optimality)
+    unique = ~matrix.singular | progress.unique | judge_faces(matrix, face, ask)
+    pending, left = progress.pending & ~(good & unique), options.max_steps - nit
+
+    def rescued(old: Rescued) -> Rescued:
+        return rescue(problem, matrix, old.x, old.g, old.optimality, pending, options.tol, left)
+
+    unsolved = Rescued(x, g, optimality, jnp.zeros_like(pending), jnp.zeros_like(nit))
+    x, g, optimality, shortest, steps = if_any(pending, rescued, unsolved)
+    shortest |= progress.fitted | unique
+    return Progress(x, g, optimality, shortest, unique, progress.fitted, jnp.zeros_like(pending), nit + steps)
+
+
+class Minimised(NamedTuple):
+    """What the first algorithm has reached."""
+
+    x: Array  # (n, k)
+    g: Array  # (n, k), the gradient at x
+    optimality: Array  # (k,)
+    apart: Array  # (k,), bool: whether columns of A whose variables are free are known to be independent
+    nit: Array  # (k,), int32
+
+
+def minimise(
+    matrix: Matrix, problem: Problem, x: Array, active: Array, options: Options, left: Array, warm: bool
+) -> Minimised:
+    """Solve the active columns from x by the algorithm that suits the matrix; left (k,) limits the steps of descent."""
+    (n, k), gram, tol = x.shape, matrix.gram, options.tol
+    apart, nit = jnp.zeros_like(active), jnp.zeros_like(left)
+    if problem.Q is not None and k <= FEW_COLUMNS and n > FEW:
+        x, nit = solve_few(problem, matrix, x, active, tol, options.max_steps)
+    elif gram is not None and n <= FEW:
+        x, apart, nit = active_set(problem, gram, x, active, tol, options.max_steps)
+    else:
+        most = DESCENT_STEPS if matrix.inverse is None else WIDE_DESCENT_STEPS
+        start, steps = None if warm else matrix.start, jnp.minimum(most, left)
+        pivots_pay = gram is not None and n <= SOME and matrix.inverse is None
+        # Where 0 is inside the bounds, free sets are as large and ill-conditioned as the matrix. Boxes from 0 on are
+        # better in float32, but 128 variables can take hundreds of pivots.
+        above = (problem.lower >= 0) & (problem.upper == jnp.inf)
+        below = (problem.upper <= 0) & (problem.lower == -jnp.inf)
+        small = jnp.all(above | below | (problem.lower == problem.upper), axis=0)
+        crowded = active & matrix.crowded & small if pivots_pay else apart
+        x, g, optimality, nit = descend(problem, gram, start, x, active & ~crowded, tol, steps)[:4]
+        if not pivots_pay:
+            return Minimised(x, g, optimality, apart, nit)
+        assert gram is not None
+        # Half of the steps are for what comes after.
+        x, apart, pivots = active_set(problem, gram, x, crowded, tol, options.max_steps // 2)
+        nit += pivots
+    g = gradient(problem, x)
+    return Minimised(x, g, natural_residual(x, g, problem.lower, problem.upper), apart, nit)
+
+
+def on_bounds(problem: Problem, progress: Progress, tol: Array) -> Array:
+    """x with every variable on its bound that has a multiplier, and is so near that tol cannot tell, (n, k)."""
+    x, g, optimality = progress.x, progress.g, progress.optimality
+
+    def judged(y: Array) -> Array:
+        return natural_residual(y, gradient(problem, y), problem.lower, problem.upper)
+
+    room = attainable(x, tol)
+    y = jnp.where((g > 4 * room) & (x - problem.lower <= room), problem.lower, x)
+    y = jnp.where((g < -4 * room) & (problem.upper - x <= room), problem.upper, y)
+    after = lax.cond(jnp.any(y != x), judged, lambda y: optimality, y)
+    return jnp.where(after <= jnp.maximum(optimality, room / 10), y, x)
