@@ -1,7 +1,8 @@
 """Conjugate gradients for all columns of a block at once.
 
 `jax.scipy.sparse.linalg.cg` takes one system, or by vmap one a lane; here a product with all columns is one matrix
-product, and a column that is done waits for the others.
+product. A column that is done waits for the others, or for as many of them as the caller wants to wait for: what is
+left can be taken up again, and every column takes the same steps whatever the others do.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from jax import Array
 from jaxnnls._loops import while_loop
 
 
-class State(NamedTuple):
+class Conjugate(NamedTuple):
     """Columns in progress."""
 
     d: Array  # (n, k)
@@ -21,8 +22,8 @@ class State(NamedTuple):
     p: Array  # (n, k)
     rz: Array  # (k,), r'z with z the preconditioned r
     square: Array  # (k,), r'r
+    steps: Array  # (k,), int32
     going: Array  # (k,), bool
-    step: Array
 
 
 def conjugate_gradients(
@@ -31,7 +32,6 @@ def conjugate_gradients(
     target: Array,
     steps: int,
     precondition: Callable[[Array], Array] = lambda r: r,
-    left: Array | int = 0,
 ) -> tuple[Array, Array]:
     """Solve M d = r for each column, M symmetric and positive semidefinite, from d = 0.
 
@@ -46,8 +46,6 @@ def conjugate_gradients(
         Limit.
     precondition : callable
         r -> about M^-1 r.
-    left : int or Array of int, shape ()
-        So many columns need not be waited for.
 
     Returns
     -------
@@ -55,9 +53,29 @@ def conjugate_gradients(
     square : Array, shape (k,)
         The squared residual reached.
     """
+    end = advance(product, start(r, target, precondition), target, steps, precondition)
+    return end.d, end.square
 
-    def advance(state: State) -> State:
-        d, r, p, rz, square, going, step = state
+
+def start(r: Array, target: Array, precondition: Callable[[Array], Array]) -> Conjugate:
+    """The state at d = 0."""
+    z, square = precondition(r), jnp.sum(r * r, axis=0)
+    steps = jnp.zeros_like(square, jnp.int32)
+    return Conjugate(jnp.zeros_like(r), r, z, jnp.sum(r * z, axis=0), square, steps, square > target)
+
+
+def advance(
+    product: Callable[[Array], Array],
+    state: Conjugate,
+    target: Array,
+    steps: int,
+    precondition: Callable[[Array], Array],
+    left: Array | int = 0,
+) -> Conjugate:
+    """Take steps until no more than `left` columns are going; otherwise as `conjugate_gradients`."""
+
+    def step(state: Conjugate) -> Conjugate:
+        d, r, p, rz, square, count, going = state
         q = product(p)
         curvature = jnp.sum(p * q, axis=0)
         # A column without curvature left has nothing to win.
@@ -67,11 +85,7 @@ def conjugate_gradients(
         z = precondition(r)
         new = jnp.sum(r * z, axis=0)
         p = z + jnp.where(going, new / jnp.where(going, rz, 1), 0) * p
-        square = jnp.sum(r * r, axis=0)
-        return State(d, r, p, new, square, going & (square > target) & (new > 0), step + 1)
+        square, count = jnp.sum(r * r, axis=0), count + going
+        return Conjugate(d, r, p, new, square, count, going & (square > target) & (new > 0) & (count < steps))
 
-    z = precondition(r)
-    square = jnp.sum(r * r, axis=0)
-    start = State(jnp.zeros_like(r), r, z, jnp.sum(r * z, axis=0), square, square > target, jnp.zeros((), jnp.int32))
-    end = while_loop(lambda state: (state.step < steps) & (jnp.sum(state.going) > left), advance, start)
-    return end.d, end.square
+    return while_loop(lambda state: jnp.sum(state.going) > left, step, state)

@@ -7,35 +7,36 @@ flagship case, A wide and b in its cone: mel inversion takes 3 to 8 steps. Each 
 
     (A_F A_F' + mu A_N A_N' + sigma I) dw = r,     F free, N the rest
 
-by conjugate gradients, then searches along dw, exactly and without further products with A. The weight mu keeps rows
-alive whose columns are all at a bound, sigma keeps the step finite; neither changes what the iteration converges to.
-Both fade with the residual, as in Levenberg and Marquardt's method: spectra of power have bands of next to nothing
-between large ones, which decide about few variables, by small eigenvalues.
+by conjugate gradients, then searches along dw, without further products with A. The weight mu keeps rows alive whose
+columns are all at a bound, sigma keeps the step finite; neither changes what the iteration converges to. Both fade with
+the residual, as in Levenberg and Marquardt's method: spectra of power have bands of next to nothing between large ones,
+which decide about few variables, by small eigenvalues. What stays of sigma is for rows that depend on others: there r
+holds nothing but rounding, which would be divided by it.
 The preconditioner is D (A A')^-1 D, where the diagonal D makes up for what the rows lose of their size to N.
 
 See Li, Sun and Toh (2018, doi:10.1137/16M1097572) for semismooth Newton with conjugate gradients on such duals.
-Unfinished columns are gathered for each step, GROUP at a time: a column costs its own steps. Within a step conjugate
-gradients end with half of the columns, or all would take 2.4 times as many as they need: the others have a direction
-that is not as good, but one of ascent, and meet later, when the easy ones are done. Those that nothing fits would spend
-ten steps and more for nothing; where `out_of_reach` proves it, they take none (all of 256 x 513 mel bands of random
-targets and of 64 x 256 uniform A and b, for 0.95 and 0.6 of the time of the solve; few whose best residual is below
-1e-2, so the proof is tried once and not after each step).
+Unfinished columns are gathered for each step, GROUP at a time: a column costs its own steps. They need 4 conjugate
+gradients a step, some of them 60. So these go on until two thirds of a group have their direction; then those take
+their step, and the others go on in the next round, with whoever waits then. A column takes the same steps whatever
+others are beside it. (Directions as they were when half of a group had theirs were as fast, but hard columns beside
+ones that nothing fits never got a good one.) Those that nothing fits would spend ten steps and more for nothing; where
+`out_of_reach` proves it, they take none (all of 256 x 513 mel bands of random targets and of 64 x 256 uniform A and b,
+for 0.95 and 0.6 of the time of the solve; few whose best residual is below 1e-2, so the proof is tried once and not
+after each step).
 
-Measured, mel 128 x 1025, float32: with D, 1.9 times less time for a recording and 3.6 times less for decaying plucked
-strings, whose frames have silent bands (3.1 to 0.87 s for 646, 7 Newton steps each): without it, conjugate gradients
-spend all of 80 steps. With mu and sigma that fade, a patience of 30 steps instead of 10, and steps as below, of 130
-frames of five notes as power 2 instead of 54 are left to others (335 instead of 650 ms), of 259 of 80 bands none
-instead of 30 (102, 245), of 400 with bands down to nothing none instead of 139 (290, 2700); in float64 of the first two
-4 and 2 instead of 95 and 20. For that misfits pay, 1.15 to 1.2 times the time where `out_of_reach` proves nothing.
+A step may stop where three quarters of the slope are left: to go beyond a Newton step, which the line search did until
+a tenth was left, costs evaluations, and the next step is worse for it (a recording: 6.9 steps a column become 5.4, and
+0.65 of the time; decaying strings 13.9, 10.7 and 0.73).
 
-Steps that end with half of the columns instead of all take 0.53 of the time for that recording and 0.5 to 0.95 for
-eleven other wide matrices, with as many solutions or more; with a fifth, a third or seven eighths of the columns 1.2,
-0.63 and 0.73. Groups of 128 columns then take 1.06 times the time.
+Measured in turn with the code before those two changes, float32: 130 frames of five notes as power, 128 bands, 13
+instead of 31 steps a column and 0.4 of the time; 80 bands, 12, 17 and 0.7; decaying strings with bands down to nothing
+0.77; a recording the same. float64: 0.6, 0.55, 0.7, and 1.1 for the recording. In wide matrices of low rank, 40 x 64 to
+100 x 300, 1 of 2880 columns ends at PRECISION in float32, where 221 and, with a sigma that fades to nothing, 193 did.
 
 Not chosen: accelerated gradients on the same dual with the same preconditioner (100 steps reach 1e-4 where this
 reaches 2e-6 in less time); mu = 0 (stalls on frames with silent bands); mu = 1e-3 (a tenth faster on a recording, but
-23 of 1292 frames of plucked strings stop without a solution, none at 1e-5); conjugate gradients to 0.1 and 0.01 of the
-residual (1.7 and 1.05 times the time, the first for more Newton steps); 40 conjugate-gradient steps (2 of 1292 stop);
+23 of 1292 frames of plucked strings stop without a solution, none at 1e-5); conjugate gradients to 0.1 and 0.03 of the
+residual (1.2 to 4 and 1.0 to 1.4 times the time, for more Newton steps); 40 conjugate-gradient steps (2 of 1292 stop);
 sigma taken out by the method of multipliers (up to twice as slow, 2 % of the frames stop at 4e-6); a sparse A,
 `jax.experimental.sparse.BCOO` with the 2018 entries of a mel basis (before D: products 5 to 8 times as fast, this
 method 3.1 times, the whole call of 1292 frames 2.1 times, 382 to 181 ms, at the same accuracy: less than a second form
@@ -44,21 +45,26 @@ of A and of its derivative is worth).
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxnnls._conjugate import conjugate_gradients
+from jaxnnls._conjugate import Conjugate, advance, start
 from jaxnnls._device import group_size
 from jaxnnls._linesearch import step_length
 from jaxnnls._objective import einsum, is_least
 from jaxnnls._queue import work_off
 
 CG_STEPS = 80
-CG_REDUCTION = 0.03
+CG_REDUCTION = 0.015
 INACTIVE_WEIGHT = 1e-5  # mu, at the start
+REST = 0.75  # of the slope along a step
+LEFT = 3  # conjugate gradients end when one of so many columns is still without a direction
 GROUP = 64  # columns that take a step together
 UNCLEAR = 1e3  # eps: what of a proof may be rounding
-PATIENCE = 30  # steps a column may take without a substantial decrease; those without a solution stop here
+PATIENCE = 15  # steps a column may take without a substantial decrease; those without a solution stop here
+LAST_PATIENCE = 3  # where x fits and may not be of least norm, since what is left of the misfit has a large w
+IMPATIENCE = 10  # where rows depend on others, and rounding can put a target out of reach
 
 
 class Columns(NamedTuple):
@@ -78,6 +84,7 @@ class Dual(NamedTuple):
     best: Array  # (k,), the smallest ||misfit|| that counted as progress
     since: Array  # (k,), steps since then
     nit: Array  # (k,)
+    direction: Conjugate  # on its way; new where it has taken no steps
 
 
 def norm(v: Array) -> Array:
@@ -118,6 +125,7 @@ def least_norm(
     w: Array,
     active: Array,
     max_steps: Array,
+    independent: Array,
 ) -> tuple[Array, Array, Array]:
     """Project 0 onto {x : A x = b, lower <= x <= upper}, for the columns for which that set is not empty.
 
@@ -133,6 +141,8 @@ def least_norm(
         The start.
     active : Array of bool, shape (k,)
     max_steps : Array of int, shape ()
+    independent : Array of bool, shape ()
+        Whether the rows of A are.
 
     Returns
     -------
@@ -143,22 +153,28 @@ def least_norm(
     nit : Array of int, shape (k,)
     """
     m = A.shape[0]
-    first_sigma = 0.1 * jnp.sqrt(jnp.finfo(A.dtype).eps) * jnp.sum(A * A) / m
-    target = 14 * jnp.finfo(A.dtype).eps
+    eps, mean = jnp.finfo(A.dtype).eps, jnp.sum(A * A) / m  # eigenvalue of A A'
+    enough, most = 14 * eps, jnp.where(independent, PATIENCE, IMPATIENCE)
     squares = A * A  # times weights, the diagonal of A diag(weight) A'
     rows = jnp.sum(squares, axis=1, keepdims=True)
 
     def misfit_of(part: Columns, u: Array) -> Array:
         return part.b - einsum("ij,jk->ik", A, jnp.clip(u, part.lower, part.upper))
 
-    def unfinished(state: Dual) -> Array:
-        return (norm(state.misfit) > target) & (state.since < PATIENCE) & (state.nit < max_steps)
+    def is_shortest(part: Columns, state: Dual) -> Array:
+        squared = jnp.sum(jnp.clip(state.u, part.lower, part.upper) ** 2, axis=0)
+        return is_least(squared, squared + 2 * jnp.sum(state.w * state.misfit, axis=0))
+
+    def unfinished(part: Columns, state: Dual) -> Array:
+        fits = norm(state.misfit) <= enough
+        patience = jnp.where(fits, LAST_PATIENCE, most)
+        return ~(fits & is_shortest(part, state)) & (state.since < patience) & (state.nit < max_steps)
 
     def step(part: Columns, state: Dual, own: Array) -> tuple[Dual, Array]:
         b, lower, upper = part
-        w, u, r, best, since, nit = state
+        w, u, r, best, since, nit, direction = state
         fade = jnp.minimum(norm(r), 1)
-        sigma = fade * first_sigma
+        sigma = jnp.maximum(0.1 * fade * jnp.sqrt(eps), eps) * mean
         weight = jnp.where((u > lower) & (u < upper), 1, fade * INACTIVE_WEIGHT)
 
         def product(v: Array) -> Array:
@@ -169,31 +185,34 @@ def least_norm(
         def precondition(v: Array) -> Array:
             return D * einsum("ij,jk->ik", inverse, D * v)
 
-        stop = jnp.maximum(CG_REDUCTION * norm(r), 0.3 * target)
-        d, _ = conjugate_gradients(
-            product, jnp.where(own, r, 0), stop * stop, CG_STEPS, precondition, jnp.sum(own) // 2
-        )
+        target = jnp.maximum(CG_REDUCTION * norm(r), 0.3 * enough) ** 2
+        fresh = start(jnp.where(own, r, 0), target, precondition)
+        direction = jax.tree.map(lambda a, b: jnp.where(state.direction.steps == 0, a, b), fresh, direction)
+        direction = direction._replace(going=direction.going & own)
+        direction = advance(product, direction, target, CG_STEPS, precondition, jnp.sum(own) // LEFT)
+        going, d = direction.going, direction.d
         image = einsum("ij,ik->jk", A, d)
         straight = jnp.sum(b * d, axis=0)
 
         def slope(t: Array) -> Array:
             return straight - jnp.sum(jnp.clip(u + t * image, lower, upper) * image, axis=0)
 
-        t = step_length(slope, jnp.sum(r * d, axis=0), own)
+        t = step_length(slope, jnp.sum(r * d, axis=0), own & ~going, REST)
         w, u = w + t * d, u + t * image
         misfit = misfit_of(part, u)
         size = norm(misfit)
         better = size < 0.7 * best
-        new = Dual(w, u, misfit, jnp.where(better, size, best), jnp.where(better, 0, since + 1), nit + 1)
-        return new, unfinished(new)
+        best, since = jnp.where(better, size, best), jnp.where(better, 0, since + 1)
+        stepped = Dual(w, u, misfit, best, since, nit + 1, direction._replace(steps=jnp.zeros_like(nit)))
+        waiting = state._replace(direction=direction)
+        new = jax.tree.map(lambda a, b: jnp.where(going, a, b), waiting, stepped)
+        return new, unfinished(part, new)
 
     part = Columns(b, lower, upper)
     u = einsum("ij,ik->jk", A, w)
     misfit = misfit_of(part, u)
     zero = jnp.zeros_like(active, jnp.int32)
-    start = Dual(w, u, misfit, norm(misfit), zero, zero)
-    pending = active & unfinished(start) & ~out_of_reach(part, A, w, u)
-    end = work_off(step, part, start, pending, group_size(GROUP))
-    x = jnp.clip(end.u, lower, upper)
-    squared = jnp.sum(x * x, axis=0)
-    return x, is_least(squared, squared + 2 * jnp.sum(end.w * end.misfit, axis=0)), end.nit
+    begun = Dual(w, u, misfit, norm(misfit), zero, zero, start(misfit, jnp.zeros_like(norm(misfit)), lambda r: r))
+    pending = active & unfinished(part, begun) & ~out_of_reach(part, A, w, u)
+    end = work_off(step, part, begun, pending, group_size(GROUP))
+    return jnp.clip(end.u, lower, upper), is_shortest(part, end), end.nit

@@ -8,13 +8,13 @@ from jax import Array
 
 from jaxnnls._loops import while_loop
 
-FLAT = 0.1  # how much of the slope at 0 may be left
+FLAT = 0.1  # how much of the slope at 0 there may be beyond the maximum
 MAX_EVALUATIONS = 16
 LONGEST = 1e3  # Newton steps
 
 
-def step_length(slope: Callable[[Array], Array], slope_at_zero: Array, active: Array) -> Array:
-    """t > 0 where the decreasing function `slope` has fallen to almost nothing, for each column.
+def step_length(slope: Callable[[Array], Array], slope_at_zero: Array, active: Array, rest: float = FLAT) -> Array:
+    """t > 0 where the decreasing function `slope` has fallen to a `rest` of it, or almost nothing, for each column.
 
     Tries t = 1, the Newton step; then longer steps while the slope is positive, and false position safeguarded by
     bisection once it is bracketed. Shapes (k,).
@@ -31,7 +31,8 @@ def step_length(slope: Callable[[Array], Array], slope_at_zero: Array, active: A
 
     def unfinished(state: State) -> Array:
         # A slope that stays along the way is rounding, or a target out of reach.
-        return active & (jnp.abs(state.value) > FLAT * slope_at_zero) & (state.t < LONGEST)
+        part = state.value / slope_at_zero
+        return active & ((part > rest) | (part < -FLAT)) & (state.t < LONGEST)
 
     def advance(state: State) -> State:
         t, value, low, low_value, high, high_value, evaluations = state

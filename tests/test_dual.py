@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import jaxnnls
+from jaxnnls import Status
 from jaxnnls._dual import Columns, out_of_reach
 
 M, N = 8, 64
@@ -67,3 +68,40 @@ def test_power_of_tones_in_bands(dtype):
     sol = jaxnnls.lsq_linear(A.astype(dtype), B, (0, np.inf))
     assert np.all(sol.status == jaxnnls.Status.CONVERGED)
     assert np.all(np.linalg.norm(A @ np.asarray(sol.x, float) - B, axis=0) <= 1e-5 * np.linalg.norm(B, axis=0))
+
+
+def stalling_mates(A, count):
+    """Right-hand sides that nothing fits, by so little that no proof finds it: steps for nothing, each soon done."""
+    B = A @ np.abs(np.random.default_rng(1).standard_normal((A.shape[1], count)))
+    B[7] = -1e-3
+    return B
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_hard_columns_do_not_depend_on_those_beside_them(seed):
+    rng = np.random.default_rng(seed)
+    edges = np.cumsum(np.linspace(3, 8, 42))
+    low, centre, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    k = np.arange(np.ceil(edges[-1]))
+    A = np.maximum(np.minimum((k - low) / (centre - low), (high - k) / (high - centre)), 0).astype("f")
+    tones = sum(
+        np.exp(-((k[:, None] - j * rng.uniform(5, 12, 28)) ** 2)) * 10 ** rng.uniform(-4, 0, 28) for j in range(1, 12)
+    )
+    B = (A @ (tones + 1e-6)).astype("f")
+    alone = jaxnnls.lsq_linear(A, B, (0, np.inf))
+    beside = jaxnnls.lsq_linear(A, np.hstack([stalling_mates(A, 36).astype("f"), B]), (0, np.inf))
+    np.testing.assert_array_equal(alone.status, Status.CONVERGED)
+    np.testing.assert_array_equal(beside.status[36:], Status.CONVERGED)
+    np.testing.assert_allclose(beside.x[:, 36:], alone.x, atol=1e-5 * np.max(alone.x))
+
+
+@pytest.mark.parametrize(("m", "n", "rank"), [(60, 150, 30), (40, 64, 20), (20, 50, 19)])
+def test_rows_that_depend_on_others(m, n, rank):
+    rng = np.random.default_rng([m, n, rank])
+    A = np.abs(rng.standard_normal((m, rank))) @ np.abs(rng.standard_normal((rank, n)))
+    X = np.maximum(rng.standard_normal((n, 20)), 0)
+    sol = jaxnnls.lsq_linear(A.astype("f"), (A @ X).astype("f"), (0, np.inf))
+    np.testing.assert_array_equal(sol.status, Status.CONVERGED)
+    assert np.max(sol.residual_norm / np.linalg.norm(A @ X, axis=0)) < 1e-5
+    assert np.all(np.linalg.norm(sol.x, axis=0) < 1.001 * np.linalg.norm(X, axis=0))
+    assert np.max(sol.nit) <= 40
