@@ -77,7 +77,7 @@ def triangular_inverse(R: Array) -> Array:
 def cholesky(M: Array) -> Array:
     """The lower Cholesky factor of M, whose lower triangle is read; NaN where M is not positive definite. (n, n)."""
     size, half = M.size * M.dtype.itemsize, len(M) // 2
-    if device.on_gpu() or not ALONE < size <= 4 * ALONE:
+    if device.on_gpu() or not ALONE < size <= 4 * ALONE:  # up to there the halves are small enough
         return lapack.cholesky(M)
     first = lapack.cholesky(M[:half, :half])
     across = substitute(first, M[half:, :half].T)

@@ -14,7 +14,7 @@ from jaxnnls import _device as device
 from jaxnnls._loops import fori_loop
 from jaxnnls._objective import einsum
 
-FEW = 16  # variables, for which sums are written out in full
+FEW = 16  # variables, for which sums are written out in full, and pivots are ahead of sweeps for any columns
 TOGETHER = 4  # terms of a longer sum in a turn of a loop; with 1, 40 decay curves take 1.1 times as long
 SOME = 128  # variables, up to which pivots are ahead of factorisations where columns are crowded
 
