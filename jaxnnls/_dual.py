@@ -30,7 +30,7 @@ a tenth was left, costs evaluations, and the next step is worse for it (a record
 
 Measured in turn with the code before those two changes, float32: 130 frames of five notes as power, 128 bands, 13
 instead of 31 steps a column and 0.4 of the time; 80 bands, 12, 17 and 0.7; decaying strings with bands down to nothing
-0.77; a recording the same. float64: 0.6, 0.55, 0.7, and 1.1 for the recording. In wide matrices of low rank, 40 x 64 to
+0.77; a recording the same. float64: 0.6, 0.9, 0.8, and 1.1 for the recording. In wide matrices of low rank, 40 x 64 to
 100 x 300, 1 of 2880 columns ends at PRECISION in float32, where 221 and, with a sigma that fades to nothing, 193 did.
 
 Not chosen: accelerated gradients on the same dual with the same preconditioner (100 steps reach 1e-4 where this
