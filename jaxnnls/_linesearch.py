@@ -1,4 +1,4 @@
-"""The exact step along a direction of a concave piecewise quadratic."""
+"""The step along a direction of a concave piecewise quadratic, exact or nearly so."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,7 +14,7 @@ LONGEST = 1e3  # Newton steps
 
 
 def step_length(slope: Callable[[Array], Array], slope_at_zero: Array, active: Array, rest: float = FLAT) -> Array:
-    """t > 0 where the decreasing function `slope` has fallen to a `rest` of it, or almost nothing, for each column.
+    """t > 0 where the decreasing function `slope` has fallen to `rest` of what it is at 0, or less, for each column.
 
     Tries t = 1, the Newton step; then longer steps while the slope is positive, and false position safeguarded by
     bisection once it is bracketed. Shapes (k,).
