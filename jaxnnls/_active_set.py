@@ -110,14 +110,13 @@ def active_set(problem: Problem, gram: Array, x: Array, active: Array, tol: Arra
         The start, within bounds.
     active : Array of bool, shape (k,)
     tol : Array, shape ()
-    max_steps : Array of int, shape ()
+    max_steps : Array of int, shape (k,)
     """
     n, eps = x.shape[0], jnp.finfo(x.dtype).eps
-    most = jnp.minimum(VISITS * n, max_steps)
 
-    def run(given: Columns, state: Solved, own: Array) -> tuple[Solved, Array]:
-        part = with_columns(problem, given)
-        lower, upper = given.lower, given.upper
+    def run(given: tuple[Columns, Array], state: Solved, own: Array) -> tuple[Solved, Array]:
+        part, most = with_columns(problem, given[0]), given[1]
+        lower, upper = part.lower, part.upper
 
         def step(state: State) -> State:
             x, T, diagonal, free, d, ray, stale, least, done, nit, count = state
@@ -181,4 +180,5 @@ def active_set(problem: Problem, gram: Array, x: Array, active: Array, tol: Arra
 
     start = Solved(x, jnp.zeros_like(active), jnp.zeros_like(active, jnp.int32))
     size = max(8, group_size(GROUP, GROUP_ELEMENTS, n**2))
-    return work_off(run, columns_of(problem), start, active, size)
+    given = (columns_of(problem), jnp.minimum(VISITS * n, max_steps))
+    return work_off(run, given, start, active, size)

@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxnnls._loops import fori_loop, varying_with, while_loop
+from jaxnnls._loops import fori_loop, varying_with
 
 T = TypeVar("T")
 U = TypeVar("U")
-V = TypeVar("V")
 P = ParamSpec("P")
 
 
@@ -99,36 +98,3 @@ def fill_columns(f: Callable[[T], U], columns: T, empty: U, size: int) -> U:
         )
 
     return fori_loop(math.ceil(N / size), fill, varying_with(empty, columns))
-
-
-@broadcasting
-def update_columns(f: Callable[[T, U], U], columns: T, state: U, flags: Array, size: int) -> U:
-    """The state with f(columns, state) in the place of flagged columns, in blocks of `size` of these.
-
-    Parameters
-    ----------
-    f : callable
-        From blocks of columns and state to a new state.
-    columns, state : trees
-        Leaves have last axis N, or, in `columns`, 1 for what all columns share.
-    flags : Array of bool, shape (N,)
-    size : int
-    """
-    N = len(flags)
-    order = jnp.pad(jnp.argsort(~flags), (0, size), constant_values=N)
-
-    def take(tree: V, index: Array) -> V:
-        def of(leaf: Array) -> Array:
-            return jnp.take(leaf, index, axis=-1, mode="clip") if leaf.shape[-1] == N else leaf
-
-        return jax.tree.map(of, tree)
-
-    def turn(carry: tuple[Array, U]) -> tuple[Array, U]:
-        start, state = carry
-        index = lax.dynamic_slice_in_dim(order, start, size)
-        own = jnp.where(take(flags, index), index, N)
-        new = f(take(columns, index), take(state, index))
-        return start + size, jax.tree.map(lambda leaf, part: leaf.at[..., own].set(part, mode="drop"), state, new)
-
-    count = jnp.sum(flags)
-    return while_loop(lambda carry: carry[0] < count, turn, (jnp.zeros_like(count), state))[1]

@@ -26,7 +26,7 @@ from jaxnnls._proximal import Rescued, rescue
 from jaxnnls._quadratic import solve_few
 from jaxnnls._scaling import relative
 from jaxnnls._small import FEW, SOME
-from jaxnnls._uniqueness import face_at, is_point, judge_faces
+from jaxnnls._uniqueness import face_at, judge_faces
 
 DESCENT_STEPS = 20
 WIDE_DESCENT_STEPS = 10  # 20 take 1.1 times the time for 128 x 1025 mel bands that nothing fits
@@ -44,27 +44,17 @@ class Options(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """The columns of a block on their way."""
+    """What the columns of a block have reached."""
 
     x: Array  # (n, k)
-    g: Array  # (n, k), the gradient at x
-    optimality: Array  # (k,)
     shortest: Array  # (k,), bool: whether x is known to be of least norm among the minimisers, if it is one
     unique: Array  # (k,), bool: whether the minimiser is known to be unique
     fitted: Array  # (k,), bool: whether A x = b
-    pending: Array  # (k,), bool: left to `finish`
     nit: Array  # (k,), int32
 
 
-def progress_at(problem: Problem, x: Array, pending: Array, nit: Array) -> Progress:
-    """What `begin` has reached, where only this was kept of it."""
-    g, nothing = gradient(problem, x), jnp.zeros_like(pending)
-    optimality = natural_residual(x, g, problem.lower, problem.upper)
-    return Progress(x, g, optimality, nothing, nothing, nothing, pending, nit)
-
-
-def begin(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: Options, warm: bool) -> Progress:
-    """Run the first algorithms over a scaled block, starting from x (n, k)."""
+def iterate(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: Options, warm: bool) -> Progress:
+    """Run the algorithms over a scaled block, starting from x (n, k)."""
     nit = jnp.zeros_like(usable, jnp.int32)
     fitted = jnp.zeros_like(usable)
     if matrix.inverse is not None:
@@ -88,28 +78,18 @@ def begin(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: Op
     rest = usable & ~fitted
     x, g, optimality, apart, steps = minimise(matrix, problem, x, rest, options, options.max_steps - nit, warm)
     nit += steps
-    good = optimality <= attainable(x, options.tol)
-    unique = ~matrix.singular | (good & is_point(face_at(problem, matrix, x, g, optimality), apart))
-    pending = rest & ~(good & unique) & (nit < options.max_steps)
-    return Progress(x, g, optimality, fitted | unique, unique, fitted, pending, nit)
-
-
-def finish(matrix: Matrix, problem: Problem, progress: Progress, options: Options) -> Progress:
-    """Ask whether the minimisers of columns that are pending are unique; rescue those where not, or not minimised."""
-    x, g, optimality, nit = progress.x, progress.g, progress.optimality, progress.nit
-    good = optimality <= attainable(x, options.tol)
-    ask = progress.pending & good & matrix.singular
+    good = rest & (optimality <= attainable(x, options.tol))
     face = face_at(problem, matrix, x, g, optimality)
-    unique = ~matrix.singular | progress.unique | judge_faces(matrix, face, ask)
-    pending, left = progress.pending & ~(good & unique), options.max_steps - nit
+    unique = ~matrix.singular | judge_faces(matrix, face, apart, good & matrix.singular)
+    pending, left = rest & ~(good & unique) & (nit < options.max_steps), options.max_steps - nit
 
     def rescued(old: Rescued) -> Rescued:
         return rescue(problem, matrix, old.x, old.g, old.optimality, pending, options.tol, left)
 
     unsolved = Rescued(x, g, optimality, jnp.zeros_like(pending), jnp.zeros_like(nit))
     x, g, optimality, shortest, steps = if_any(pending, rescued, unsolved)
-    shortest |= progress.fitted | unique
-    return Progress(x, g, optimality, shortest, unique, progress.fitted, jnp.zeros_like(pending), nit + steps)
+    x = on_bounds(problem, x, g, optimality, options.tol)
+    return Progress(x, fitted | unique | shortest, unique, fitted, nit + steps)
 
 
 class Minimised(NamedTuple):
@@ -125,13 +105,13 @@ class Minimised(NamedTuple):
 def minimise(
     matrix: Matrix, problem: Problem, x: Array, active: Array, options: Options, left: Array, warm: bool
 ) -> Minimised:
-    """Solve the active columns from x by the algorithm that suits the matrix; left (k,) limits the steps of descent."""
+    """Solve the active columns from x by the algorithm that suits the matrix, in at most `left` (k,) steps."""
     (n, k), gram, tol = x.shape, matrix.gram, options.tol
     apart, nit = jnp.zeros_like(active), jnp.zeros_like(left)
     if problem.Q is not None and k <= FEW_COLUMNS and n > FEW:
         x, nit = solve_few(problem, matrix, x, active, tol, options.max_steps)
     elif gram is not None and n <= FEW:
-        x, apart, nit = active_set(problem, gram, x, active, tol, options.max_steps)
+        x, apart, nit = active_set(problem, gram, x, active, tol, left)
     else:
         most = DESCENT_STEPS if matrix.inverse is None else WIDE_DESCENT_STEPS
         start, steps = None if warm else matrix.start, jnp.minimum(most, left)
@@ -147,15 +127,14 @@ def minimise(
             return Minimised(x, g, optimality, apart, nit)
         assert gram is not None
         # Half of the steps are for what comes after.
-        x, apart, pivots = active_set(problem, gram, x, crowded, tol, options.max_steps // 2)
+        x, apart, pivots = active_set(problem, gram, x, crowded, tol, left // 2)
         nit += pivots
     g = gradient(problem, x)
     return Minimised(x, g, natural_residual(x, g, problem.lower, problem.upper), apart, nit)
 
 
-def on_bounds(problem: Problem, progress: Progress, tol: Array) -> Array:
+def on_bounds(problem: Problem, x: Array, g: Array, optimality: Array, tol: Array) -> Array:
     """x with every variable on its bound that has a multiplier, and is so near that tol cannot tell, (n, k)."""
-    x, g, optimality = progress.x, progress.g, progress.optimality
 
     def judged(y: Array) -> Array:
         return natural_residual(y, gradient(problem, y), problem.lower, problem.upper)

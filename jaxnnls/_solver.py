@@ -3,8 +3,6 @@
 A tall A is first replaced by the triangular factor R of A = Q R, and b by Q'b: the same problem with n equations, to
 rounding. A block of scaled columns then goes to `_iteration`. What is said of the result, its optimality and status, is
 measured with A itself.
-
-`solve` is all of that; `begin` and `finish` are the same as two programs, for `_stages`.
 """
 
 import functools
@@ -14,9 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxnnls import _iteration as iteration
-from jaxnnls._blocks import block_size, broadcasting, fill_columns, update_columns
-from jaxnnls._iteration import Options
+from jaxnnls._blocks import block_size, broadcasting, fill_columns
+from jaxnnls._iteration import Options, iterate
 from jaxnnls._matrix import Matrix, prepare
 from jaxnnls._objective import Problem, attainable, einsum, gradient, hidden, natural_residual
 from jaxnnls._scaling import column_size, scale_columns
@@ -46,70 +43,28 @@ class Block(NamedTuple):
 
 
 def bytes_per_column(problem: Problem) -> int:
-    """What a column needs while its block is solved."""
+    """What a column needs while its block is solved, as XLA says of the compiled program."""
     n = problem.lower.shape[0]
     m = 0 if problem.A is None else problem.A.shape[0]
-    return (12 * n + 6 * m) * problem.lower.dtype.itemsize
+    numbers = 20 * n + 10 * m if 0 < m < n else 14 * n + 6 * m
+    return numbers * problem.lower.dtype.itemsize
 
 
 @functools.partial(jax.jit, static_argnames="block_bytes")
 @broadcasting
 def solve(problem: Problem, options: Options, block_bytes: int) -> Result:
     """Solve every column. No derivative: see `_derivative`."""
-    matrix = prepare(problem)
-
-    def whole(block: Block) -> Result:
-        return solve_block(matrix, problem, block, options)[0]
-
-    return fill_columns(whole, *layout(problem, options, block_bytes))
-
-
-def begin(problem: Problem, options: Options, block_bytes: int) -> tuple[Matrix, Result, Array]:
-    """Solve most columns; those that are pending (N,) are left where they have got to."""
-    matrix = prepare(problem)
-    block, empty, size = layout(problem, options, block_bytes)
-
-    def first(block: Block) -> tuple[Result, Array]:
-        return solve_block(matrix, problem, block, options, begin_only=True)
-
-    return matrix, *fill_columns(first, block, (empty, jnp.zeros_like(empty.plain)), size)
-
-
-def finish(
-    problem: Problem, options: Options, matrix: Matrix, result: Result, pending: Array, block_bytes: int
-) -> Result:
-    """Solve the columns that `begin` has left pending."""
-    block, _, size = layout(problem, options, block_bytes)
-
-    def rest(columns: tuple[Block, Array], result: Result) -> Result:
-        block, pending = columns
-        begun = pending, result.nit
-        return solve_block(matrix, problem, block._replace(x_init=result.x), options, begun)[0]
-
-    return update_columns(rest, (block, pending), result, pending, size)
-
-
-def layout(problem: Problem, options: Options, block_bytes: int) -> tuple[Block, Result, int]:
-    """All columns, an empty result, and how many columns are a block."""
     n, N = len(problem.lower), (problem.linear if problem.b is None else problem.b).shape[-1]
+    matrix = prepare(problem)
     block = Block(problem.b, problem.linear, problem.lower, problem.upper, options.x_init)
     number, count, flag = (jnp.zeros(N, dtype) for dtype in (problem.lower.dtype, jnp.int32, bool))
     empty = Result(jnp.zeros((n, N), number.dtype), number, count, count, flag)
-    return block, empty, block_size(N, bytes_per_column(problem), block_bytes)
+    size = block_size(N, bytes_per_column(problem), block_bytes)
+    return fill_columns(lambda part: solve_block(matrix, problem, part, options), block, empty, size)
 
 
-def solve_block(
-    matrix: Matrix,
-    original: Problem,
-    block: Block,
-    options: Options,
-    begun: tuple[Array, Array] | None = None,
-    begin_only: bool = False,
-) -> tuple[Result, Array]:
-    """Solve the columns of one block, or finish what has been begun, from x_init, with what is pending and nit.
-
-    Returns the result and which columns are still pending.
-    """
+def solve_block(matrix: Matrix, original: Problem, block: Block, options: Options) -> Result:
+    """Solve the columns of one block."""
     n, dtype = original.lower.shape[0], original.lower.dtype
     scales = matrix.scales
 
@@ -157,14 +112,8 @@ def solve_block(
 
     # Judged with A itself, which rounds otherwise than R: the iteration aims a little lower.
     aim = options._replace(tol=0.9 * options.tol)
-    problem = reduced(matrix, scaled)
-    if begun is None:
-        progress = iteration.begin(matrix, problem, x, usable, aim, block.x_init is not None)
-    else:
-        progress = iteration.progress_at(problem, x, *begun)
-    if not begin_only:
-        progress = iteration.finish(matrix, problem, progress, aim)
-    x, nit = iteration.on_bounds(problem, progress, aim.tol), progress.nit
+    progress = iterate(matrix, reduced(matrix, scaled), x, usable, aim, block.x_init is not None)
+    x, nit = progress.x, progress.nit
 
     # Finite data give finite answers, even where rounding has spoilt everything.
     x = jnp.where(jnp.all(jnp.isfinite(x), axis=0), x, jnp.clip(0, scaled.lower, scaled.upper))
@@ -180,7 +129,7 @@ def solve_block(
     x = jnp.where(at_lower, raw.lower, jnp.where(at_upper, raw.upper, x))
     optimality = jnp.where(finite, jnp.where(feasible, optimality, jnp.inf), jnp.nan)
     plain = progress.unique if matrix.inverse is None else progress.fitted & matrix.independent
-    return Result(jnp.where(finite, x, jnp.nan), optimality, nit, status, plain), progress.pending
+    return Result(jnp.where(finite, x, jnp.nan), optimality, nit, status, plain)
 
 
 def reduced(matrix: Matrix, problem: Problem) -> Problem:

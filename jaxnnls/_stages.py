@@ -1,12 +1,13 @@
-"""One call: as one program where it is traced, as two or three outside of that.
+"""One call: as one program where it is traced, as two outside of that.
 
-    begin     all that most calls need
-    finish    what is left: minimisers that may not be unique, and columns that the first algorithms do not solve
-    output    what the caller gets of the result, with its derivative
+    result    what is solved, without a derivative
+    output    what the caller gets of it, with its derivative
 
-`finish` is half of what there is to compile, and an eager call can look whether it is asked for. That is decided by the
-data alone: the same call takes the same programs, and gives the same numbers. Derivatives outside of `jax.jit` pass
-through `output` alone, since what was solved are values.
+Derivatives outside of `jax.jit` pass through `output` alone, since what was solved are values.
+
+Tried and taken back: what only some columns need, half of all that is compiled, as a third program, for calls with such
+a column. First calls took 2.2 to 2.6 s instead of 3.6 to 4.5, but a call then waits for its first program, to see
+whether there is one.
 """
 
 import functools
@@ -14,14 +15,11 @@ from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
-from jax import Array, lax
+from jax import lax
 
 from jaxnnls import _derivative as derivative
 from jaxnnls import _solver as solver
-from jaxnnls._blocks import broadcasting
 from jaxnnls._loops import alike
-from jaxnnls._matrix import Matrix
 from jaxnnls._objective import Problem
 from jaxnnls._problem import Arguments, assemble, known
 from jaxnnls._sharding import leave_to_xla
@@ -58,46 +56,17 @@ def solve_at_once(arguments: Arguments, block_bytes: int, quadratic: bool, outpu
 
 
 def solve_in_stages(arguments: Arguments, block_bytes: int, quadratic: bool, output: Output[U]) -> U:
-    """Solve by several programs. Waits for the first."""
-    own = values(arguments)
-    matrix, result, pending, some = _begin(own, block_bytes, quadratic, output.judged)
-    if jax.device_get(some):
-        result = _finish(own, matrix, result, pending, block_bytes, quadratic, output.judged)
+    """Solve by two programs."""
+    result = _result(values(arguments), block_bytes, quadratic, output.judged)
     return _output(arguments, result, block_bytes, quadratic, output)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
-@broadcasting
-def _begin(
-    arguments: Arguments, block_bytes: int, quadratic: bool, judged: bool
-) -> tuple[Matrix, Result, Array, Array]:
-    problem, options = assemble(arguments, quadratic)
-    matrix, result, pending = solver.begin(problem, options, block_bytes)
-    return matrix, _told(result, judged), pending, jnp.any(pending)
-
-
-@functools.partial(jax.jit, static_argnums=(4, 5, 6))
-@broadcasting
-def _finish(
-    arguments: Arguments,
-    matrix: Matrix,
-    result: Result,
-    pending: Array,
-    block_bytes: int,
-    quadratic: bool,
-    judged: bool,
-) -> Result:
-    problem, options = assemble(arguments, quadratic)
-    if not judged:
-        number = jnp.zeros_like(result.x[0])
-        result = result._replace(optimality=number, status=number.astype(jnp.int32))
-    return _told(solver.finish(problem, options, matrix, result, pending, block_bytes), judged)
-
-
-def _told(result: Result, judged: bool) -> Result:
-    """The result, with nothing in the place of what nobody asks for: XLA leaves out what is computed for it."""
+def _result(arguments: Arguments, block_bytes: int, quadratic: bool, judged: bool) -> Result:
+    result = solver.solve(*assemble(arguments, quadratic), block_bytes)
     if judged:
         return result
+    # XLA leaves out what is computed for nobody.
     return result._replace(optimality=result.optimality[:0], status=result.status[:0])
 
 

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxnnls._api import SOLUTION
-from jaxnnls._problem import DEFAULT_BLOCK_BYTES, Arguments, check, pair
+from jaxnnls._api import lsq_linear
+from jaxnnls._problem import DEFAULT_BLOCK_BYTES
 from jaxnnls._solution import Solution
-from jaxnnls._stages import solve_at_once
 
 
 def lsq_linear_blocks(
@@ -79,10 +78,7 @@ def lsq_linear_blocks(
         width = width or k
         if 0 < k < width:
             B = np.pad(B, ((0, 0), (0, width - k)), mode="edge")
-        own = jnp.array(B)  # the next block may be fetched into the memory of this one
-        solution = solve_unawaited(
-            A, own, bounds, ridge=ridge, l1=l1, tol=tol, max_steps=max_steps, block_bytes=block_bytes
-        )
+        solution = lsq_linear(A, B, bounds, ridge=ridge, l1=l1, tol=tol, max_steps=max_steps, block_bytes=block_bytes)
         return solution, k
 
     def finish(solution: Solution, k: int) -> Solution:
@@ -107,19 +103,3 @@ def lsq_linear_blocks(
         yield finish(*running)
     if failure is not None:
         raise failure
-
-
-def solve_unawaited(
-    A: ArrayLike,
-    B: ArrayLike,
-    bounds: tuple[ArrayLike, ArrayLike],
-    *,
-    ridge: ArrayLike,
-    l1: ArrayLike,
-    tol: ArrayLike | None,
-    max_steps: ArrayLike | None,
-    block_bytes: int,
-) -> Solution:
-    """`lsq_linear` as one program, for which nobody waits."""
-    arguments = Arguments(A, B, *pair(bounds), None, ridge, l1, tol, max_steps, None)
-    return solve_at_once(*check(arguments, False, block_bytes), False, SOLUTION)

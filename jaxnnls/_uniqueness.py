@@ -48,16 +48,26 @@ def face_at(problem: Problem, matrix: Matrix, x: Array, g: Array, optimality: Ar
     return Face(free, free | ~(held | (problem.lower == problem.upper)))
 
 
-def is_point(face: Face, apart: Array) -> Array:
-    """Whether there is nothing to judge: E is empty, or is F, with columns of R that are known to be apart, (k,)."""
-    return ~jnp.any(jnp.where(apart, face.member & ~face.free, face.member), axis=0)
+def judge_faces(matrix: Matrix, face: Face, apart: Array, ask: Array) -> Array:
+    """Whether minimisers are unique.
 
+    Parameters
+    ----------
+    matrix : Matrix
+    face : Face
+        Of k columns.
+    apart : Array of bool, shape (k,)
+        Whether the columns of R in F are known to be independent.
+    ask : Array of bool, shape (k,)
 
-def judge_faces(matrix: Matrix, face: Face, ask: Array) -> Array:
-    """Whether the minimisers of k columns are unique, (k,); false where not asked about, by ask (k,)."""
+    Returns
+    -------
+    unique : Array of bool, shape (k,)
+        False also for columns that were not asked about.
+    """
     R, rounding = matrix.root, matrix.rounding
     p, n = R.shape
-    known = ask & is_point(face, jnp.zeros_like(ask))
+    known = ask & ~jnp.any(jnp.where(apart, face.member & ~face.free, face.member), axis=0)
     pending = ask & ~known
 
     def by_elimination(given: Face, state: Array, own: Array) -> tuple[Array, Array]:

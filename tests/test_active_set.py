@@ -24,7 +24,7 @@ def test_columns_said_to_be_apart_are():
         lower = np.broadcast_to(np.where(np.arange(k) % 2, -np.inf, 0), (n, k)).astype("f")
         zero = jnp.zeros((n, k), "f")
         problem = Problem(jnp.asarray(R), None, jnp.asarray(b), zero, zero[:, :1], jnp.asarray(lower), zero + jnp.inf)
-        solved = active_set(problem, jnp.asarray(R.T @ R), zero, jnp.ones(k, bool), jnp.float32(2e-6), jnp.int32(500))
+        solved = active_set(problem, jnp.asarray(R.T @ R), zero, jnp.ones(k, bool), jnp.float32(2e-6), jnp.full(k, 500))
         free = np.asarray((solved.x > lower) & (solved.x < np.inf))
         for F, apart in zip(free.T, np.asarray(solved.apart)):
             if apart:

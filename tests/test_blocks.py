@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxnnls
-from jaxnnls._blocks import block_size, fill_columns, map_columns, update_columns
+from jaxnnls._blocks import block_size, fill_columns, map_columns
 from jaxnnls._queue import work_off
 
 
@@ -49,25 +49,6 @@ def test_columns_in_blocks(fill, N, size):
     # Whole arrays of one size; None is passed through.
     width = min(size, max(N, 1))
     assert set(seen) == {((2, width), (width,), (2, 1 if N != 1 else width), None)}
-
-
-@pytest.mark.parametrize("size", [1, 3, 4, 9])
-@pytest.mark.parametrize("flagged", [[], [6], [0, 2, 3, 5], range(7)])
-def test_only_flagged_columns_change(flagged, size):
-    a, shared = np.arange(14, dtype="f").reshape(2, 7), np.array([[10.0], [20.0]], "f")
-    flags = np.isin(np.arange(7), flagged)
-    state = {"sum": jnp.zeros((2, 7)), "turns": jnp.arange(7)}
-    widths = []
-
-    def f(columns, state):
-        a, shared = columns
-        widths.append(a.shape[1])
-        return {"sum": a + shared + state["sum"], "turns": state["turns"] + 1}
-
-    out = update_columns(f, (a, shared), state, jnp.asarray(flags), size)
-    np.testing.assert_array_equal(out["sum"], np.where(flags, a + shared, 0))
-    np.testing.assert_array_equal(out["turns"], np.arange(7) + flags)
-    assert set(widths) <= {size}
 
 
 @pytest.mark.parametrize("k", [1, 3])

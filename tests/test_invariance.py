@@ -13,7 +13,7 @@ import pytest
 from problems import TALL, WIDE, Problem
 
 import jaxnnls
-from jaxnnls._stages import _begin
+from jaxnnls._stages import _result
 
 CASES = {
     "tall": lambda rng: problems.full_rank(rng, *TALL, bounded=True),
@@ -179,9 +179,9 @@ def test_jitted_is_eager(x64):
 def test_numbers_do_not_recompile():
     A, B = np.eye(3, 2, dtype="f"), np.ones((3, 2), "f")
     jaxnnls.nnls(A, B, ridge=0.1, l1=0.1, tol=1e-5, max_steps=50).block_until_ready()
-    before = _begin._cache_size()
+    before = _result._cache_size()
     jaxnnls.nnls(A, B, ridge=0.2, l1=0.3, tol=1e-4, max_steps=60).block_until_ready()
-    assert _begin._cache_size() == before > 0
+    assert _result._cache_size() == before > 0
 
 
 def test_strict_promotion():

@@ -99,13 +99,13 @@ def test_agrees_with_scipy_and_keeps_the_dtype(dtype: Any, atol: float, tmp_path
 
 def test_several_blocks_of_one_width(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    real = _stream.solve_unawaited
+    real = _stream.lsq_linear
 
     def spy(A: Any, B: np.ndarray, *args: Any, **options: Any) -> Solution:
         seen.append(B.shape)
         return real(A, B, *args, **options)
 
-    monkeypatch.setattr(_stream, "solve_unawaited", spy)
+    monkeypatch.setattr(_stream, "lsq_linear", spy)
     assert main(job.argv) == 0
     assert seen == [(M, WIDTH)] * 3
     np.testing.assert_allclose(np.load(job.output), scipy_nnls(job.A, job.B), rtol=1e-12, atol=1e-12)
@@ -142,13 +142,13 @@ def test_bounds_and_ridge(lower: list[str], job: Job) -> None:
 
 def test_l1_and_tol(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     tols = []
-    real = _stream.solve_unawaited
+    real = _stream.lsq_linear
 
     def spy(*args: Any, tol: float | None, **options: Any) -> Solution:
         tols.append(tol)
         return real(*args, tol=None, **options)  # a number would compile anew
 
-    monkeypatch.setattr(_stream, "solve_unawaited", spy)
+    monkeypatch.setattr(_stream, "lsq_linear", spy)
     assert main([*job.argv, "--l1", "2.5", "--tol", "1e-9"]) == 0
     assert set(tols) == {1e-9}
     moved = job.B - 2.5 * job.A @ np.linalg.solve(job.A.T @ job.A, np.ones((N_VARIABLES, 1)))  # A'moved = A'B - l1
@@ -283,7 +283,7 @@ def test_other_errors_leave_nothing_behind(job: Job, monkeypatch: pytest.MonkeyP
     def broken(*args: Any, **options: Any) -> Solution:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(_stream, "solve_unawaited", broken)
+    monkeypatch.setattr(_stream, "lsq_linear", broken)
     with pytest.raises(RuntimeError, match="out of memory"):
         main(job.argv)
     assert job.leftovers() == set()

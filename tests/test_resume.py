@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("small_blocks")
 
 def fail_in_block(number: int, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Raise instead of solving this block, from 1; the list grows by the width of each that was asked for."""
-    real = _stream.solve_unawaited
+    real = _stream.lsq_linear
     seen: list[int] = []
 
     def solve(A: Any, B: np.ndarray, *args: Any, **options: Any) -> Solution:
@@ -32,7 +32,7 @@ def fail_in_block(number: int, error: BaseException, monkeypatch: pytest.MonkeyP
             raise error
         return real(A, B, *args, **options)
 
-    monkeypatch.setattr(_stream, "solve_unawaited", solve)
+    monkeypatch.setattr(_stream, "lsq_linear", solve)
     return seen
 
 
@@ -121,13 +121,13 @@ def test_resume_refuses_another_job(
 def test_input_that_changes_on_the_way(
     change: Any, message: str, job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = _stream.solve_unawaited
+    real = _stream.lsq_linear
 
     def solve(*args: Any, **options: Any) -> Solution:
         change(Path(job.files[1]))
         return real(*args, **options)
 
-    monkeypatch.setattr(_stream, "solve_unawaited", solve)
+    monkeypatch.setattr(_stream, "lsq_linear", solve)
     assert main(job.argv) == 2
     error = capsys.readouterr().err
     assert re.search(message, error) and "kept" not in error
@@ -158,15 +158,15 @@ def test_part_that_is_new_has_nothing_done(
 
 def test_one_job_at_a_time(job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("fcntl")
-    real = _stream.solve_unawaited
+    real = _stream.lsq_linear
 
     def solve(*args: Any, **options: Any) -> Solution:
         with monkeypatch.context() as patch:
-            patch.setattr(_stream, "solve_unawaited", real)
+            patch.setattr(_stream, "lsq_linear", real)
             expect_error([*job.argv, "--ridge", "5"], "another job is writing .*X.npy", job, capsys)
         return real(*args, **options)
 
-    monkeypatch.setattr(_stream, "solve_unawaited", solve)
+    monkeypatch.setattr(_stream, "lsq_linear", solve)
     assert main(job.argv) == 0
     np.testing.assert_allclose(np.load(job.output), scipy_nnls(job.A, job.B), rtol=1e-12, atol=1e-12)
 

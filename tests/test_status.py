@@ -23,7 +23,7 @@ def run(max_steps, shape):
         A = np.exp(-np.arange(12)[:, None] / np.geomspace(1, 20, 7))
         problem = problems.wide_misfit(rng, *TALL)._replace(A=A, B=A @ rng.uniform(size=(7, 10)) + 0.1)
     else:
-        problem = problems.fit(rng, *WIDE)
+        problem = problems.fit(rng, *shape)
     args, options = problem.astype("f8")
     return problem, jax.tree.map(np.asarray, jaxnnls.lsq_linear(*args, **options, max_steps=max_steps))
 
@@ -53,7 +53,7 @@ def test_max_steps_is_honest_about_the_norm(max_steps, x64):
     np.testing.assert_array_equal(short.status[longer], Status.MAX_STEPS)
 
 
-@pytest.mark.parametrize("shape", [TALL, WIDE])
+@pytest.mark.parametrize("shape", [TALL, WIDE, (10, 12)])
 @pytest.mark.parametrize("max_steps", [0, 1, 2, 5, 10])
 def test_max_steps_limits_nit(max_steps, shape, x64):
     assert np.max(run(max_steps, shape)[1].nit) <= max_steps

@@ -16,7 +16,7 @@ from .measure import timed
 from .report import aligned, machine, plain, seconds
 
 MIB = 2**20
-DEFAULT = 2**24
+DEFAULT = 2**25
 VARIABLES, COLUMNS = 32, 2**13
 
 
