@@ -1,8 +1,8 @@
 """From a problem to its solution: prepare the matrix once, then solve block after block.
 
 A tall A is first replaced by the triangular factor R of A = Q R, and b by Q'b: the same problem with n equations, to
-rounding. A block of scaled columns then goes to `_iteration`. What is said of the result, its optimality and status, is
-measured with A itself.
+rounding. A wide A whose rows are dependent is turned, so that some of them are zero. A block of scaled columns then
+goes to `_iteration`. What is said of the result, its optimality and status, is measured with A itself.
 """
 
 import functools
@@ -133,11 +133,18 @@ def solve_block(matrix: Matrix, original: Problem, block: Block, options: Option
 
 
 def reduced(matrix: Matrix, problem: Problem) -> Problem:
-    """The problem with as many equations as variables: ||A x - b||^2 and ||R x - Q'b||^2 differ by a constant."""
+    """The problem with no more equations than variables: ||A x - b||^2 and ||R x - Q'b||^2 differ by a constant.
+
+    Zero rows of a wide R stand for what no A x has. Where b has of it no more than rounding, it has nothing.
+    """
     if matrix.basis is None:
         return problem
     assert problem.b is not None
-    return problem._replace(A=matrix.root, b=einsum("ij,ik->jk", matrix.basis, problem.b))
+    b = einsum("ij,ik->jk", matrix.basis, problem.b)
+    if matrix.inverse is not None:
+        beyond = jnp.where(jnp.any(matrix.root != 0, axis=1, keepdims=True), 0, b)
+        b = jnp.where(jnp.sum(beyond * beyond, axis=0) <= jnp.finfo(b.dtype).eps, b - beyond, b)
+    return problem._replace(A=matrix.root, b=b)
 
 
 def diverges(matrix: Matrix, problem: Problem, x: Array) -> Array:

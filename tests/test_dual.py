@@ -8,6 +8,7 @@ import pytest
 import jaxnnls
 from jaxnnls import Status
 from jaxnnls._dual import Columns, out_of_reach
+from jaxnnls._matrix import regularised_inverse
 
 M, N = 8, 64
 BOUNDS = {"x >= 0": (0, np.inf), "boxed": (-1, 1), "mixed": (-0.5, np.where(np.arange(24) % 2, np.inf, 2)[:, None])}
@@ -105,3 +106,59 @@ def test_rows_that_depend_on_others(m, n, rank):
     assert np.max(sol.residual_norm / np.linalg.norm(A @ X, axis=0)) < 1e-5
     assert np.all(np.linalg.norm(sol.x, axis=0) < 1.001 * np.linalg.norm(X, axis=0))
     assert np.max(sol.nit) <= 40
+
+
+@pytest.mark.parametrize(("m", "n", "rank"), [(60, 150, 30), (40, 64, 20), (100, 300, 50)])
+def test_low_rank_in_float64(m, n, rank, x64):
+    """They fit, but for rounding out of the range of A, for which some of 100 x 300 ended at PRECISION."""
+    rng = np.random.default_rng([m, n])
+    A = np.abs(rng.standard_normal((m, rank))) @ np.abs(rng.standard_normal((rank, n)))
+    # x = clip(A'w) is the shortest of all that fit A x.
+    X = np.maximum(A.T @ rng.standard_normal((m, 40)), 0)
+    sol = jaxnnls.lsq_linear(A, A @ X, (0, np.inf))
+    np.testing.assert_array_equal(sol.status, Status.CONVERGED)
+    np.testing.assert_allclose(sol.x, X, rtol=0, atol=1e-7 * X.max())
+
+
+@pytest.mark.parametrize("rows", ["repeated", "sums", "zero", "none"])
+def test_dependent_rows_are_told(rows, dtype):
+    rng = np.random.default_rng(0)
+    A = rng.random((20, 60))
+    more = {"repeated": A[:3], "sums": [A[:6].sum(axis=0)], "zero": np.zeros((2, 60)), "none": np.zeros((0, 60))}[rows]
+    A = jnp.asarray(np.vstack([A, more]), dtype)
+    _, regular = regularised_inverse(jnp.matmul(A, A.T, precision="highest"))
+    assert regular == (rows in ("zero", "none"))
+
+
+def test_rows_that_are_sums_with_noise(x64):
+    """What is not in the range of A has no part in x, whether it is rounding or noise."""
+    rng = np.random.default_rng(0)
+    A = rng.random((12, 40))
+    A = np.vstack([A, A[:6].sum(axis=0), A[:2]])
+    X = np.maximum(A.T @ rng.standard_normal((15, 6)), 0)
+    null = np.linalg.svd(A)[0][:, 12:]
+    expected = jaxnnls.lsq_linear(A, A @ X, (0, np.inf))
+    np.testing.assert_allclose(expected.x, X, rtol=0, atol=1e-9 * X.max())
+    for noise in (1e-13, 1e-9, 1e-3, 1):
+        sol = jaxnnls.lsq_linear(A, A @ X + noise * null @ rng.standard_normal((3, 6)), (0, np.inf))
+        np.testing.assert_array_equal(sol.status, Status.CONVERGED)
+        np.testing.assert_allclose(sol.x, X, rtol=0, atol=1e-6 * X.max())
+
+
+def test_derivative_where_rows_are_sums(x64):
+    rng = np.random.default_rng(1)
+    A = rng.random((6, 20))
+    A = np.vstack([A, A[:5].sum(axis=0)])
+    X = np.maximum(A.T @ rng.standard_normal((7, 3)), 0)
+    C = rng.standard_normal((20, 3))
+    T = np.vstack([np.eye(6), np.arange(6) < 5])  # from six rows to seven: the derivative stays where A x = b
+
+    def loss(rows, b):
+        return jnp.sum(C * jaxnnls.nnls(T @ rows, T @ b))
+
+    def plain(rows, b):
+        return jnp.sum(C * jaxnnls.nnls(rows, b))
+
+    args = jnp.asarray(A[:6]), jnp.asarray(A[:6] @ X)
+    for a, b in zip(jax.grad(loss, (0, 1))(*args), jax.grad(plain, (0, 1))(*args)):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6 * np.abs(b).max())
