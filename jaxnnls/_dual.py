@@ -70,6 +70,7 @@ GROUP = 64  # columns that take a step together
 UNCLEAR = 1e3  # eps: what of a proof may be rounding
 PATIENCE = 15  # steps a column may take without a substantial decrease; those without a solution stop here
 LAST_PATIENCE = 3  # where x fits and may not be of least norm, since what is left of the misfit has a large w
+IMPATIENCE = 10  # where rows depend on others, and rounding can put a target out of reach
 
 
 class Columns(NamedTuple):
@@ -130,6 +131,7 @@ def least_norm(
     w: Array,
     active: Array,
     max_steps: Array,
+    independent: Array,
 ) -> tuple[Array, Array, Array]:
     """Project 0 onto {x : A x = b, lower <= x <= upper}, for the columns for which that set is not empty.
 
@@ -145,6 +147,8 @@ def least_norm(
         The start.
     active : Array of bool, shape (k,)
     max_steps : Array of int, shape ()
+    independent : Array of bool, shape ()
+        Whether the rows of A are.
 
     Returns
     -------
@@ -156,7 +160,7 @@ def least_norm(
     """
     m = A.shape[0]
     eps, mean = jnp.finfo(A.dtype).eps, jnp.sum(A * A) / m  # eigenvalue of A A'
-    enough = 14 * eps
+    enough, most = 14 * eps, jnp.where(independent, PATIENCE, IMPATIENCE)
     squares = A * A  # times weights, the diagonal of A diag(weight) A'
     rows = jnp.sum(squares, axis=1, keepdims=True)
 
@@ -169,7 +173,7 @@ def least_norm(
 
     def unfinished(part: Columns, state: Dual) -> Array:
         fits = norm(state.misfit) <= enough
-        patience = jnp.where(fits, LAST_PATIENCE, PATIENCE)
+        patience = jnp.where(fits, LAST_PATIENCE, most)
         return ~(fits & is_shortest(part, state)) & (state.since < patience) & (state.nit < max_steps)
 
     def step(part: Columns, state: Dual, own: Array) -> tuple[Dual, Array]:

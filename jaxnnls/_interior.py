@@ -102,12 +102,12 @@ def longest(v: Array, d: Array) -> Array:
     return jnp.min(jnp.where(d < 0, -v / jnp.where(d < 0, d, -1), 1), axis=0, initial=1)
 
 
-def complementarity(problem: Problem, point: Point, kappa: Array) -> Array:
-    """The mean of s y and t z, (k,); kappa where there are no bounds."""
+def complementarity(problem: Problem, point: Point, otherwise: Array) -> Array:
+    """The mean of s y and t z, (k,); `otherwise`, (k,), where there are no bounds."""
     below, above, _ = bounded(problem)
     count = jnp.sum(below, axis=0) + jnp.sum(above, axis=0)
     total = jnp.sum(point.s * point.y + point.t * point.z, axis=0)
-    return jnp.where(count > 0, total / jnp.maximum(count, 1), kappa)
+    return jnp.where(count > 0, total / jnp.maximum(count, 1), otherwise)
 
 
 class Direction(NamedTuple):

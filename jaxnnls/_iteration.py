@@ -65,7 +65,9 @@ def iterate(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: 
         w = einsum("ij,jk->ik", matrix.inverse, einsum("ij,jk->ik", C, x / unit) if warm else problem.b)
         eligible = usable & ~jnp.any(matrix.determined & ~matrix.scales.junk) & jnp.all(problem.linear == 0, axis=0)
         low, high = problem.lower / unit, problem.upper / unit
-        z, shortest, nit = least_norm(C, matrix.inverse, problem.b, low, high, w, eligible, options.max_steps)
+        z, shortest, nit = least_norm(
+            C, matrix.inverse, problem.b, low, high, w, eligible, options.max_steps, matrix.independent
+        )
         at_low, at_high = z <= low, z >= high
         z = jnp.clip(z * unit, problem.lower, problem.upper)
         z = jnp.where(at_low, problem.lower, jnp.where(at_high, problem.upper, z))

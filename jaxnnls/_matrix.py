@@ -120,10 +120,12 @@ def independent_rows(A: Array, inverse: Array, dependent: Array, rounding: Array
     """A wide A whose rows are dependent, turned so that those which are combinations of others are zero.
 
     With A = U S V', the same problem is U'A x = U'b. A system A x = b that has a solution but for rounding then has
-    one, see `_solver.reduced`. Where the rank of A is in doubt, A stays as it is.
+    one, see `_solver.reduced`. A stays as it is where its rank is in doubt, and where singular values are small, which
+    would lose digits: of rows that nearly repeat others, by 1e-10 in float64, half of the columns did not converge.
 
     Measured, 100 x 300 of rank 50 with exact fits, 240 columns: float64 0.008 of the time, the 21 that ended at
-    PRECISION solved, and norms to a fifth less; float32 the same time.
+    PRECISION solved, and norms to a fifth less; float32 the same time. Exact fits of 60 x 200, float64: sums of rows
+    0.15 of the time, repeated rows of other sizes 0.3, mel bands of which some are empty 0.5; float32 1 to 4 times.
 
     Returns
     -------
@@ -138,7 +140,8 @@ def independent_rows(A: Array, inverse: Array, dependent: Array, rounding: Array
         A, basis, inverse = state
         values, vectors = lapack.right_singular(lapack.triangle(A.T))
         none = rounding * values[0]
-        clear = jnp.all((values <= none) | (values > GAP * none))
+        clear = jnp.all((values <= none) | (values > jnp.sqrt(jnp.finfo(A.dtype).eps) * values[0]))
+        clear &= jnp.any(values <= none)
         basis = jnp.where(clear, vectors.T, basis)
         root = jnp.where((clear & (values <= none))[:, None], 0, einsum("ij,ik->jk", basis, A))
         return root, basis, einsum("ji,jk,kl->il", basis, inverse, basis)

@@ -162,3 +162,15 @@ def test_derivative_where_rows_are_sums(x64):
     args = jnp.asarray(A[:6]), jnp.asarray(A[:6] @ X)
     for a, b in zip(jax.grad(loss, (0, 1))(*args), jax.grad(plain, (0, 1))(*args)):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("distance", [1e-9, 1e-10, 1e-11])
+def test_rows_that_nearly_repeat_others(distance, x64):
+    # By more than rounding: a turn would spoil what distinguishes them.
+    rng = np.random.default_rng(1)
+    A = rng.random((60, 200))
+    A[30:] = A[:30] + distance * rng.standard_normal((30, 200))
+    X = np.maximum(A.T @ rng.standard_normal((60, 40)), 0)
+    sol = jaxnnls.lsq_linear(A, A @ X, (0, np.inf))
+    np.testing.assert_array_equal(sol.status, Status.CONVERGED)
+    assert np.all(np.linalg.norm(sol.x, axis=0) <= 1.0001 * np.linalg.norm(X, axis=0))
