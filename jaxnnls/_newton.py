@@ -94,8 +94,9 @@ def newton_step(R: Array, equations: Equations, at: Iterate) -> tuple[Iterate, A
     u = jnp.where(usable, u + t * W * image, u)
     w = jnp.where(usable, w + t * d, w)
     y = jnp.clip(u, lower, upper)
-    # A full step that keeps the free set is exact, unless damped; one that moves nothing cannot be improved on.
-    exact = (t == 1) & jnp.all(free == ((u > lower) & (u < upper)), axis=0) & proximal
+    # A full step that keeps the free set, and the rest on its bounds, is exact, unless damped; one that moves nothing
+    # cannot be improved on.
+    exact = (t == 1) & jnp.all(jnp.where(free, (u > lower) & (u < upper), y == x), axis=0) & proximal
     still = largest(y - x) <= 4 * eps * largest(y)
     misfit = misfit_of(y)
     error = largest(misfit)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import scipy.optimize
 
 import jaxnnls
@@ -45,3 +46,39 @@ def test_many_rows_that_nothing_fits():
         expected = [scipy.optimize.nnls(stacked, np.hstack([b, zeros]))[1] for b in B.T]
         reached = np.hypot(np.linalg.norm(A @ x - B, axis=0), np.sqrt(ridge) * np.linalg.norm(x, axis=0))
         np.testing.assert_allclose(reached, expected, rtol=1e-4)
+
+
+def mixed_bounds():
+    """A, B and bounds of 40 variables: fixed, without a lower one, boxed, and x >= 0."""
+    k = np.arange(40)
+    lower = np.choose(k % 4, [0.2, -np.inf, 0, 0])[:, None]
+    upper = np.choose(k % 4, [0.2, np.inf, 0.1, np.inf])[:, None]
+    A = np.random.default_rng(0).random((12, 40))
+    w = np.random.default_rng(5).standard_normal((12, 200))
+    return A, A @ np.clip(A.T @ w, lower, upper), (lower, upper)
+
+
+@pytest.mark.parametrize("ridge", [1e-6, 1e-3, 0.1])
+@pytest.mark.parametrize("solver", ["lsq_linear", "box_qp"])
+def test_from_one_bound_to_the_other(solver, ridge, x64):
+    """A step that takes a variable across its box keeps the free set, and was taken for exact."""
+    A, B, bounds = mixed_bounds()
+    if solver == "box_qp":
+        sol = jaxnnls.box_qp(A.T @ A, A.T @ B, bounds, ridge=ridge)
+    else:
+        sol = jaxnnls.lsq_linear(A, B, bounds, ridge=ridge)
+    np.testing.assert_array_equal(sol.status, jaxnnls.Status.CONVERGED)
+    x = np.asarray(sol.x)
+    g = A.T @ (A @ x - B) + ridge * x
+    assert np.max(np.abs(x - np.clip(x - g, *bounds))) < 1e-9 * np.max(np.linalg.norm(B, axis=0))
+
+
+def test_boxes_of_crowded_variables(x64):
+    """20 of 600 ended at PRECISION, these among them."""
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        A = np.exp(-np.arange(48)[:, None] / np.geomspace(0.5, 60, 40))
+        lower, upper = np.where(rng.random((40, 1)) < 0.5, 0, -0.3), np.where(rng.random((40, 1)) < 0.7, 0.05, np.inf)
+        B = 0.3 * A @ rng.random((40, 50)) + 0.05 * rng.standard_normal((48, 50))
+        sol = jaxnnls.lsq_linear(A, B, (lower, upper))
+        np.testing.assert_array_equal(sol.status, jaxnnls.Status.CONVERGED)
