@@ -15,12 +15,11 @@ from jax import Array, lax
 from jaxnnls._blocks import block_size, broadcasting, map_columns
 from jaxnnls._device import group_size
 from jaxnnls._loops import anywhere
-from jaxnnls._matrix import regularised_inverse
-from jaxnnls._objective import Problem, einsum
-from jaxnnls._scaling import matrix_scales, relative, scale_matrix
+from jaxnnls._objective import Problem
+from jaxnnls._scaling import matrix_scales, scale_matrix
 from jaxnnls._smoothing import smooth_tangent
 from jaxnnls._solver import Result
-from jaxnnls._tangent import Known, Rule, face_tangent, fit_rule, general_rule, regular_rule
+from jaxnnls._tangent import fit_rule, general_rule, gradient_tangent, moving, regular_rule, share, unscaled
 
 
 def attach(problem: Problem, smoothing: Array | None, result: Result, block_bytes: int) -> Array:
@@ -63,9 +62,7 @@ def _rule(
     return x, smooth_tangent(problem, x, smoothing, tangents[0], block_bytes)
 
 
-# Columns that take the general rule together, at most, where one of them needs it. Those that do come first: 24 of 2000
-# decay curves of 40 parameters, spread over all groups, would take as long as all (2.5 instead of 1.6 times the solve).
-GROUP = 128
+GROUP = 128  # columns that take the general rule together, at most, where one of them needs it
 # Numbers in an array of conjugate gradients, several of which then stay in the cache: value and gradient of 256 x 84
 # chroma take 0.82 of the time of blocks of 431 columns, others the same; with half as many, nmf128 takes 1.1 times.
 CACHED = 2**15
@@ -105,48 +102,48 @@ def tangent(problem: Problem, x: Array, plain: Array, dproblem: Problem, block_b
         dproblem.upper,
     )
     scales = matrix_scales(problem)
-    inverse = None
-    if m < n:
-        scaled = lax.stop_gradient(scale_matrix(problem, scales))
-        assert scaled.A is not None
-        C = scaled.A * relative(scales).T
-        inverse, _ = regularised_inverse(einsum("ij,kj->ik", C, C))
-
-    def rule(kind: Rule, part: Part) -> Array:
-        def insert(whole: Problem, b: Array | None, linear: Array, lower: Array, upper: Array) -> Problem:
-            return whole._replace(b=b, linear=linear, lower=lower, upper=upper)
-
-        return face_tangent(
-            insert(problem, part.b, part.linear, part.lower, part.upper),
-            Known(part.x, scales, inverse),
-            insert(dproblem, part.db, part.dlinear, part.dlower, part.dupper),
-            kind,
-        )
-
-    def is_easy(part: Part) -> Array:
-        return (part.plain > 0) | ~jnp.isfinite(part.x[0])
-
-    def where_any(flags: Array, compute: Callable[[Part], Array], part: Part) -> Array:
-        return lax.cond(anywhere(jnp.any(flags)), compute, lambda part: jnp.zeros_like(part.x), part)
-
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def general(part: Part) -> Array:
-        return where_any(~is_easy(part), lambda part: rule(general_rule, part), part)
+    matrix, dmatrix = scale_matrix(problem, scales), scale_matrix(dproblem, scales)
+    shared = share(matrix, dmatrix, scales)
+    few = block_size(N, (12 * min(m, n) ** 2 + 24 * n + 12 * m) * itemsize, block_bytes)
+    few = min(few, group_size(GROUP))
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def block(part: Part) -> Array:
-        k, easy = part.x.shape[1], is_easy(part)
-        few = block_size(k, (12 * min(m, n) ** 2 + 24 * n + 12 * m) * itemsize, block_bytes)
-        few = min(few, group_size(GROUP))
-        quick = where_any(easy, lambda part: rule(regular_rule if inverse is None else fit_rule, part), part)
+        own = matrix._replace(b=part.b, linear=part.linear, lower=part.lower, upper=part.upper)
+        down = dmatrix._replace(b=part.db, linear=part.dlinear, lower=part.dlower, upper=part.dupper)
+        this = moving(own, down, part.x, scales)
+        easy, others = this.free & (part.plain > 0), this.free & (part.plain == 0)
+        if shared.H is None:
+            quick = fit_rule(shared, this, easy)
+        else:
+            dg = gradient_tangent(this)
+            quick = regular_rule(shared.H, easy, dg)
 
-        def first_those_that_need_it(part: Part) -> Array:
-            order = jnp.argsort(easy)
-            ordered = jax.tree.map(lambda leaf: leaf[..., order] if leaf.shape[-1] == k else leaf, part)
-            return map_columns(general, ordered, k, few)[:, jnp.argsort(order)]
+        def general() -> Array:
+            columns = (this.x, others, gradient_tangent(this) if shared.H is None else dg)
+            needed = jnp.any(others, axis=0)
+            return where_needed(functools.partial(general_rule, shared), columns, needed, few)
 
-        slow = where_any(~easy, first_those_that_need_it, part)
-        return jnp.where(easy, quick, slow)
+        slow = lax.cond(anywhere(jnp.any(others)), general, lambda: jnp.zeros_like(quick))
+        return unscaled(this, jnp.where(part.plain > 0, quick, slow))
 
     size = block_size(N, (24 * n + 12 * m) * itemsize, block_bytes)
     return map_columns(block, columns, N, block_size(N, 1, min(size, group_size(max(GROUP, CACHED // min(m, n))))))
+
+
+def where_needed(f: Callable[..., Array], columns: tuple[Array, ...], needed: Array, size: int) -> Array:
+    """f of the columns (n, k) that need it (k,), `size` at a time; others may have any value. (n, k).
+
+    Those that need it come first: 24 of 2000 decay curves of 40 parameters, spread over all groups, would take as long
+    as all (2.5 instead of 1.6 times the solve).
+    """
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def group(part: tuple[tuple[Array, ...], Array]) -> Array:
+        columns, needed = part
+        return lax.cond(anywhere(jnp.any(needed)), f, lambda *columns: jnp.zeros_like(columns[0]), *columns)
+
+    order = jnp.argsort(~needed)
+    ordered = jax.tree.map(lambda leaf: leaf[..., order], (columns, needed))
+    result = map_columns(group, ordered, len(needed), size)
+    return jnp.zeros_like(result).at[:, order].set(result, unique_indices=True)

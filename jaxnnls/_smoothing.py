@@ -27,7 +27,7 @@ from jaxnnls._interior import factor_masked, solve_factored
 from jaxnnls._objective import Problem, einsum
 from jaxnnls._relax import relax
 from jaxnnls._scaling import column_size, matrix_scales, scale_columns, scale_matrix
-from jaxnnls._tangent import Known, Setting, face_tangent, gradient_tangent
+from jaxnnls._tangent import gradient_tangent, moving, unscaled
 
 
 class Relaxed(NamedTuple):
@@ -155,33 +155,33 @@ def tangent_at(point: Relaxed, problem: Problem, kappa: Array, dproblem: Problem
         dproblem.upper,
     )
 
+    matrix, dmatrix = scale_matrix(problem, scales), scale_matrix(dproblem, scales)
+    H = hessian(matrix)
+
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def block(part: Part) -> Array:
-        own = problem._replace(b=part.b, linear=part.linear, lower=part.lower, upper=part.upper)
-        down = dproblem._replace(b=part.db, linear=part.dlinear, lower=part.dlower, upper=part.dupper)
+        """dx_F = (H + D + E)_FF^-1 (-dg + D dlower + E dupper)_F."""
+        own = matrix._replace(b=part.b, linear=part.linear, lower=part.lower, upper=part.upper)
+        down = dmatrix._replace(b=part.db, linear=part.dlinear, lower=part.dlower, upper=part.dupper)
+        this = moving(own, down, part.point.x, scales)
 
-        def rule(setting: Setting) -> Array:
-            """dz = (H + D + E)_FF^-1 (-dg + D dlower + E dupper)_F."""
-            free = setting.weight > 0
+        def barrier(slack: Array, bound: Array, dbound: Array) -> tuple[Array, Array]:
+            counts = this.free & jnp.isfinite(bound)
+            slack = jnp.where(counts, slack, 1) * this.to_scaled
+            weight = jnp.where(counts, kappa * (this.to_scaled / scales.s / slack) ** 2, 0)
+            return weight, weight * jnp.where(counts, dbound, 0) * this.to_scaled
 
-            def barrier(slack: Array, bound: Array, dbound: Array) -> tuple[Array, Array]:
-                counts = free & jnp.isfinite(bound)
-                slack = jnp.where(counts, slack, 1) * setting.to_scaled
-                weight = jnp.where(counts, kappa * (setting.to_scaled / scales.s / slack) ** 2, 0)
-                return weight, weight * jnp.where(counts, dbound, 0) * setting.to_scaled
+        D, from_lower = barrier(part.point.s, part.lower, part.dlower)
+        E, from_upper = barrier(part.point.t, part.upper, part.dupper)
+        right = -gradient_tangent(this) + from_lower + from_upper
+        factor = factor_masked(*lax.stop_gradient((H, this.free, D + E)))
 
-            D, from_lower = barrier(part.point.s, part.lower, part.dlower)
-            E, from_upper = barrier(part.point.t, part.upper, part.dupper)
-            H, right = hessian(setting.scale(setting.problem)), -gradient_tangent(setting) + from_lower + from_upper
-            factor = factor_masked(*lax.stop_gradient((H, free, D + E)))
+        def product(v: Array) -> Array:
+            return jnp.where(this.free, einsum("ij,jk->ik", H, jnp.where(this.free, v, 0)) + (D + E) * v, v)
 
-            def product(v: Array) -> Array:
-                return jnp.where(free, einsum("ij,jk->ik", H, jnp.where(free, v, 0)) + (D + E) * v, v)
-
-            # A factorisation has derivatives, but those of the solution are more of its own.
-            right = jnp.where(free, right, 0)
-            return lax.custom_linear_solve(product, right, lambda _, r: solve_factored(factor, r), symmetric=True)
-
-        return face_tangent(own, Known(part.point.x, scales, None), down, rule)
+        # A factorisation has derivatives, but those of the solution are more of its own.
+        right = jnp.where(this.free, right, 0)
+        solve = lax.custom_linear_solve(product, right, lambda _, r: solve_factored(factor, r), symmetric=True)
+        return unscaled(this, solve)
 
     return map_columns(block, columns, point.x.shape[1], block_of(problem, point.x, block_bytes))

@@ -28,7 +28,6 @@ At a kink (x_j on its bound with zero dual) the derivative is the one of the sid
 Null spaces count in the units of x, so variables are z = x_scaled / unit wherever minimisers may not be unique.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -36,113 +35,120 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxnnls._face import fit_face, gram_face, hessian, regular_face, wide_face
+from jaxnnls._matrix import regularised_inverse
 from jaxnnls._objective import Problem, einsum, gradient, residual
-from jaxnnls._scaling import Scales, column_size, relative, scale_columns, scale_matrix
+from jaxnnls._scaling import Scales, column_size, relative, scale_columns
 
 
-class Known(NamedTuple):
-    """What the tangent of a block is computed from, besides the problem; only x is differentiated."""
+class Shared(NamedTuple):
+    """What all columns share, scaled."""
 
-    x: Array  # (n, k)
-    scales: Scales
+    problem: Problem  # A or Q, and ridge
+    dproblem: Problem
+    unit: Array  # (n, 1), scaled x / z
+    H: Array | None  # (n, n); None for wide A
     inverse: Array | None  # (m, m), about (C C')^-1, C = A unit; for wide A
 
 
-class Setting(NamedTuple):
-    """The faces of a block, and how the scaled problem moves."""
+def share(problem: Problem, dproblem: Problem, scales: Scales) -> Shared:
+    """What the rules take, of a scaled problem and how it moves."""
+    unit = relative(scales)
+    if problem.A is None or problem.A.shape[0] >= problem.A.shape[1]:
+        return Shared(problem, dproblem, unit, hessian(problem), None)
+    C = lax.stop_gradient(problem.A) * unit.T
+    return Shared(problem, dproblem, unit, None, regularised_inverse(einsum("ij,kj->ik", C, C))[0])
 
-    problem: Problem
+
+class Moving(NamedTuple):
+    """The scaled problems of a block, and how they move."""
+
+    problem: Problem  # without bounds: they act through dx_fixed alone
     dproblem: Problem
-    scale: Callable[[Problem], Problem]
-    x: Array  # (n, k), scaled
-    dx_fixed: Array  # (n, k), scaled: how the variables at their bounds move
-    weight: Array  # (n, k)
-    unit: Array  # (n, 1)
+    x: Array  # (n, k)
+    free: Array  # (n, k), bool
+    dx_fixed: Array  # (n, k), how the variables at their bounds move
+    usable: Array  # (k,), bool: columns that have a solution
     to_scaled: Array  # (n, k), scaled x / x
-    known: Known
 
 
-Rule = Callable[[Setting], Array]
-
-
-def face_tangent(problem: Problem, known: Known, dproblem: Problem, rule: Rule) -> Array:
-    """dx for the columns of one block by one of the rules below, (n, k)."""
+def moving(problem: Problem, dproblem: Problem, x: Array, scales: Scales) -> Moving:
+    """The columns of a block at their solutions x (n, k); of the problem, only what all columns share is scaled."""
     # Columns without a solution have no derivative; zeros keep their NaN out of the gradient of a shared A.
-    scales = known.scales
-    usable = jnp.all(jnp.isfinite(known.x), axis=0)
-    x = jnp.where(usable, known.x, 0)
-    bounds = lax.stop_gradient((problem.lower, problem.upper))
+    usable = jnp.all(jnp.isfinite(x), axis=0)
+    x = jnp.where(usable, x, 0)
+    lower, upper = lax.stop_gradient((problem.lower, problem.upper))
+    at_lower = x <= lower
+    at_upper = ~at_lower & (x >= upper)
+    dlower, dupper = (
+        jnp.where(jnp.isfinite(bound), d, 0) for bound, d in ((lower, dproblem.lower), (upper, dproblem.upper))
+    )
+
     clean = problem._replace(b=None if problem.b is None else jnp.where(usable, problem.b, 0))
     beta = column_size(clean, scales)
     to_scaled = scales.s / beta
-    at_lower = x <= bounds[0]
-    at_upper = ~at_lower & (x >= bounds[1])
-    free = ~at_lower & ~at_upper & ~scales.junk & usable
-    dlower, dupper = (jnp.where(jnp.isfinite(b), d, 0) for b, d in zip(bounds, (dproblem.lower, dproblem.upper)))
-    dx_fixed = jnp.where(at_lower, dlower, jnp.where(at_upper, dupper, 0)) * to_scaled
 
-    # Bounds enter through dx_fixed alone: in the gradient they would only bring 0 times infinity.
-    nowhere = {"lower": jnp.zeros_like(problem.lower), "upper": jnp.zeros_like(problem.upper)}
-    dclean = dproblem._replace(b=None if dproblem.b is None else jnp.where(usable, dproblem.b, 0), **nowhere)
-    unit = relative(scales) if rule in (fit_rule, general_rule) else jnp.ones_like(scales.s)
-    setting = Setting(
-        problem=clean._replace(**nowhere),
-        dproblem=dclean,
-        scale=lambda problem: scale_columns(scale_matrix(problem, scales), beta),
+    def scaled(problem: Problem) -> Problem:
+        # Bounds would only bring 0 times infinity.
+        nowhere = jnp.zeros_like(scales.s)
+        b = None if problem.b is None else jnp.where(usable, problem.b, 0)
+        linear = problem.linear / scales.s
+        return scale_columns(problem._replace(b=b, linear=linear, lower=nowhere, upper=nowhere), beta)
+
+    return Moving(
+        problem=scaled(problem),
+        dproblem=scaled(dproblem),
         x=x * to_scaled,
-        dx_fixed=dx_fixed,
-        weight=jnp.where(free, unit, 0),
-        unit=unit,
+        free=~at_lower & ~at_upper & ~scales.junk & usable,
+        dx_fixed=jnp.where(at_lower, dlower, jnp.where(at_upper, dupper, 0)) * to_scaled,
+        usable=usable,
         to_scaled=to_scaled,
-        known=known,
     )
-    return jnp.where(usable, dx_fixed + setting.weight * rule(setting), 0) / to_scaled
 
 
-def gradient_tangent(setting: Setting) -> Array:
+def unscaled(block: Moving, dx_free: Array) -> Array:
+    """dx in the user's units, given how the free variables move, (n, k)."""
+    return jnp.where(block.usable, block.dx_fixed + dx_free, 0) / block.to_scaled
+
+
+def gradient_tangent(block: Moving) -> Array:
     """dg, at fixed free variables. (n, k)."""
-    problem, dproblem, scale, x, dx_fixed = setting[:5]
-    return jax.jvp(lambda p, x: gradient(scale(p), x), (problem, x), (dproblem, dx_fixed))[1]
+    return jax.jvp(gradient, (block.problem, block.x), (block.dproblem, block.dx_fixed))[1]
 
 
-def regular_rule(setting: Setting) -> Array:
-    """dz = -H_FF^-1 dg_F."""
-    return -regular_face(hessian(setting.scale(setting.problem)), setting.weight)(gradient_tangent(setting))
+def regular_rule(H: Array, free: Array, dg: Array) -> Array:
+    """dx_F = -H_FF^-1 dg_F."""
+    return -regular_face(H, free.astype(dg.dtype))(dg)
 
 
-def fit_rule(setting: Setting) -> Array:
+def fit_rule(shared: Shared, block: Moving, free: Array) -> Array:
     """dz = dB'w + B'dw where z = B'w and B z = b less what the fixed variables explain."""
-    problem, dproblem, scale, x, dx_fixed, weight, unit, _, known = setting
-
-    def image(problem: Problem, z: Array) -> Array:
-        A = scale(problem).A
-        assert A is not None
-        return einsum("ij,jk->ik", A, weight * z)
-
-    def back(problem: Problem, w: Array) -> Array:
-        A = scale(problem).A
-        assert A is not None
-        return weight * einsum("ij,ik->jk", A, w)
-
-    A = scale(problem).A
-    assert A is not None and known.inverse is not None
-    solve = fit_face(A, known.inverse, unit, weight)
-    w = solve(einsum("ij,jk->ik", A, jnp.where(weight > 0, x, 0)))
-    _, dr = jax.jvp(lambda p, x: residual(scale(p), x), (problem, x), (dproblem, dx_fixed))
-    _, dBw = jax.jvp(lambda p: back(p, w), (problem,), (dproblem,))
-    return dBw + back(problem, solve(-dr - image(problem, dBw)))
+    A, dA, inverse = block.problem.A, block.dproblem.A, shared.inverse
+    assert A is not None and dA is not None and inverse is not None
+    weight = jnp.where(free, shared.unit, 0)
+    solve = fit_face(A, inverse, shared.unit, weight)
+    w = solve(einsum("ij,jk->ik", A, jnp.where(free, block.x, 0)))
+    _, dr = jax.jvp(residual, (block.problem, block.x), (block.dproblem, block.dx_fixed))
+    dBw = weight * einsum("ij,ik->jk", dA, w)
+    dw = solve(-dr - einsum("ij,jk->ik", A, weight * dBw))
+    return weight * (dBw + weight * einsum("ij,ik->jk", A, dw))
 
 
-def general_rule(setting: Setting) -> Array:
-    """dz = -H_FF^+ dg_F + (I - H_FF^+ H_FF) (dH v)_F."""
-    problem, dproblem, scale, x, _, weight, unit, _, known = setting
-    own = scale(problem)
-    ridge = problem.ridge / jnp.max(known.scales.s, initial=0) ** 2
-    face = gram_face(hessian(own), weight) if known.inverse is None else wide_face(own, weight, ridge)
-    v = weight * face.pinv(jnp.where(weight > 0, x / unit, 0))
+def general_rule(shared: Shared, x: Array, free: Array, dg: Array) -> Array:
+    """dz = -H_FF^+ dg_F + (I - H_FF^+ H_FF) (dH v)_F, of columns x, free and dg (n, k)."""
+    problem, dproblem, unit, H, _ = shared
+    weight = jnp.where(free, unit, 0)
+    if H is not None:
+        face = gram_face(H, weight)
+    else:
+        assert problem.A is not None
+        # The ridge of z is the same for all variables, but for rounding and for negligible columns.
+        face = wide_face(problem.A, jnp.max(problem.ridge * unit**2), weight)
+    v = weight * face.pinv(jnp.where(free, x / unit, 0))
 
-    def hessian_product(problem: Problem) -> Array:
-        return jax.jvp(lambda x: gradient(scale(problem), x), (jnp.zeros_like(v),), (v,))[1]
+    def without_columns(problem: Problem) -> Problem:
+        b = None if problem.A is None else jnp.zeros_like(problem.A[:, :1])
+        return problem._replace(b=b, linear=jnp.zeros_like(unit))
 
-    _, dHv = jax.jvp(hessian_product, (problem,), (dproblem,))
-    return -face.solve(weight * gradient_tangent(setting)) + face.null(weight * dHv)
+    parts = without_columns(problem), without_columns(dproblem)
+    _, dHv = jax.jvp(lambda problem: gradient(problem, v), parts[:1], parts[1:])
+    return weight * (face.null(weight * dHv) - face.solve(weight * dg))
