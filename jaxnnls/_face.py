@@ -87,7 +87,8 @@ def regular_face(H: Array, weight: Array) -> Callable[[Array], Array]:
     def matrices(weight: Array) -> Array:
         return einsum("ik,ij,jk->kij", weight, fixed, weight)
 
-    return lambda r: linear_solve(product, matrices, weight, weight * r)
+    # Masked on both sides: the transpose has the other one.
+    return lambda r: weight * linear_solve(product, matrices, weight, weight * r)
 
 
 def fit_face(A: Array, inverse: Array, unit: Array, weight: Array) -> Callable[[Array], Array]:

@@ -179,3 +179,33 @@ def test_columns_that_need_the_general_rule_among_others(x64):
         np.testing.assert_allclose(of_all[0], sum(part[0] for part in parts), rtol=0, atol=1e-9 * abs(of_all[0]).max())
         for i, part in enumerate(parts):
             np.testing.assert_allclose(of_all[1][:, i::3], part[1], rtol=0, atol=1e-9 * abs(of_all[1]).max())
+
+
+@pytest.mark.parametrize("shape", [(17, 6), (6, 17)])
+def test_plain_columns_are_not_factorised(shape, x64, monkeypatch):
+    # A cotangent of variables at their bounds is nothing that conjugate gradients could fail on.
+    rng = np.random.default_rng(1)
+    A = problems.matrix(rng, *shape)
+    B = A @ np.maximum(rng.normal(size=(shape[1], N)), 0)
+    weight = rng.normal(size=(shape[1], N))
+
+    def slope(A, B):
+        return jax.grad(lambda A, B: jnp.sum(weight * jaxnnls.nnls(A, B)), (0, 1))(A, B)
+
+    expected = slope(A, B)
+    monkeypatch.setattr("jaxnnls._face.pseudoinverse", lambda M: (jnp.nan * M, jnp.nan * M))
+    for value, same in zip(jax.jit(slope)(A, B), expected):
+        np.testing.assert_allclose(value, same, rtol=0, atol=1e-10 * abs(same).max())
+
+
+def test_variables_at_a_bound_do_not_move():
+    # Also where conjugate gradients fail: free variables whose columns differ by next to nothing.
+    t = np.linspace(0, 4, 80)[:, None]
+    A = np.exp(-t / np.geomspace(0.1, 10, 12)).astype(np.float32)
+    rng = np.random.default_rng(2)
+    x = rng.random((12, 60)) * (rng.random((12, 60)) < 0.3)
+    B = (A @ x + 1e-2 * rng.normal(size=(80, 60))).astype(np.float32)
+    direction = rng.normal(size=A.shape).astype(np.float32)
+    x, dx = jax.jvp(lambda A: jaxnnls.nnls(A, B), (A,), (direction,))
+    assert np.count_nonzero(x == 0) > 300
+    np.testing.assert_array_equal(dx[x == 0], 0)
