@@ -96,7 +96,16 @@ class Rescued(NamedTuple):
 
 
 def rescue(
-    problem: Problem, matrix: Matrix, x: Array, g: Array, optimality: Array, active: Array, tol: Array, max_steps: Array
+    problem: Problem,
+    matrix: Matrix,
+    x: Array,
+    g: Array,
+    optimality: Array,
+    least: Array,
+    active: Array,
+    project: Array,
+    tol: Array,
+    max_steps: Array,
 ) -> Rescued:
     """Bring columns to optimality and, where the minimiser may not be unique, to the least norm.
 
@@ -110,8 +119,12 @@ def rescue(
         The start, within bounds, and the gradient there.
     optimality : Array, shape (k,)
         Of the start.
+    least : Array, shape (k,)
+        Half the squared norm that no minimiser is below, where that is known; else infinite.
     active : Array of bool, shape (k,)
         Other columns are returned as they are.
+    project : Array of bool, shape ()
+        Whether to go on from a minimiser to the one of least norm.
     tol : Array, shape ()
     max_steps : Array of int, shape (k,)
     """
@@ -189,7 +202,9 @@ def rescue(
         # A projection may leave a misfit that is barely optimal, and by A itself, which rounds otherwise, is not.
         enough = optimality <= jnp.where(shortest, attainable(x, tol / 2), rounding(x))
         enough |= since >= PATIENCE
-        stage = jnp.where(enough, jnp.where(optimal & ~shortest & (least == jnp.inf), SHORTEN, DONE), MINIMISE)
+        stage = jnp.where(
+            enough, jnp.where(optimal & ~shortest & (least == jnp.inf) & project, SHORTEN, DONE), MINIMISE
+        )
         stage = jnp.where((~minimise & ~short) | (nit >= max_steps), DONE, stage)
         anew = inner._replace(steps=jnp.zeros_like(nit))
         ended = State(x, g, optimality, previous, since, sigma, nit, stage, least, anew)
@@ -197,10 +212,11 @@ def rescue(
         return new, new.stage < DONE
 
     zero = jnp.zeros_like(max_steps)
-    optimal = optimality <= jnp.where(singular, rounding(x), attainable(x, tol))
-    stage = jnp.where(optimal, jnp.where(singular, SHORTEN, DONE), MINIMISE)
+    known = ~singular | jnp.isfinite(least)
+    optimal = optimality <= jnp.where(known, attainable(x, tol), rounding(x))
+    stage = jnp.where(optimal, jnp.where(~known & project, SHORTEN, DONE), MINIMISE)
     sigma = jnp.broadcast_to(sigma_step, optimality.shape)
-    least, rows = jnp.full_like(optimality, jnp.inf), jnp.zeros((len(R), x.shape[1]), x.dtype)
+    rows = jnp.zeros((len(R), x.shape[1]), x.dtype)
     inner = Iterate(rows, x, optimality, zero, zero)
     start = State(x, g, optimality, optimality, zero, sigma, zero, stage, least, inner)
     size = group_size(GROUP, GROUP_ELEMENTS, R.shape[0] ** 2)

@@ -68,7 +68,7 @@ def judge_faces(matrix: Matrix, face: Face, apart: Array, ask: Array) -> Array:
     R, rounding = matrix.root, matrix.rounding
     p, n = R.shape
     known = ask & ~jnp.any(jnp.where(apart, face.member & ~face.free, face.member), axis=0)
-    pending = ask & ~known
+    pending = ask & ~known & (jnp.sum(face.member, axis=0) <= p)
 
     def by_elimination(given: Face, state: Array, own: Array) -> tuple[Array, Array]:
         free, member = given
