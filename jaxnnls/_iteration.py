@@ -105,7 +105,7 @@ def fit(
     z, found, nit = least_norm(C, matrix.inverse, target, low, high, w, ask, nit, options.max_steps, matrix.independent)
     at_low, at_high = z <= low, z >= high
     z = jnp.clip(z * unit, problem.lower, problem.upper)
-    z = jnp.where(at_low & ~held, problem.lower, jnp.where(at_high & ~held, problem.upper, jnp.where(held, x, z)))
+    z = jnp.where(held, x, jnp.where(at_low, problem.lower, jnp.where(at_high, problem.upper, z)))
     g_new = gradient(problem, z)
     new = natural_residual(z, g_new, problem.lower, problem.upper)
     done = ask & found & (new <= attainable(z, options.tol))
