@@ -130,7 +130,6 @@ def least_norm(
     upper: Array,
     w: Array,
     active: Array,
-    nit: Array,
     max_steps: Array,
     independent: Array,
 ) -> tuple[Array, Array, Array]:
@@ -147,8 +146,6 @@ def least_norm(
     w : Array, shape (m, k)
         The start.
     active : Array of bool, shape (k,)
-    nit : Array of int, shape (k,)
-        Steps taken before.
     max_steps : Array of int, shape ()
     independent : Array of bool, shape ()
         Whether the rows of A are.
@@ -160,7 +157,6 @@ def least_norm(
     shortest : Array of bool, shape (k,)
         Whether what is left of the misfit does not matter for its norm.
     nit : Array of int, shape (k,)
-        With those of this.
     """
     m = A.shape[0]
     eps, mean = jnp.finfo(A.dtype).eps, jnp.sum(A * A) / m  # eigenvalue of A A'
@@ -221,9 +217,8 @@ def least_norm(
     part = Columns(b, lower, upper)
     u = einsum("ij,ik->jk", A, w)
     misfit = misfit_of(part, u)
-    begun = Dual(
-        w, u, misfit, norm(misfit), jnp.zeros_like(nit), nit, start(misfit, jnp.zeros_like(norm(misfit)), lambda r: r)
-    )
+    zero = jnp.zeros_like(active, jnp.int32)
+    begun = Dual(w, u, misfit, norm(misfit), zero, zero, start(misfit, jnp.zeros_like(norm(misfit)), lambda r: r))
     pending = active & unfinished(part, begun) & ~out_of_reach(part, A, w, u)
     end = work_off(step, part, begun, pending, group_size(GROUP))
     return jnp.clip(end.u, lower, upper), is_shortest(part, end), end.nit

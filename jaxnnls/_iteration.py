@@ -9,11 +9,6 @@ Each takes over the columns that the one before it left unsolved:
     is the minimiser unique?   `judge_faces`, where A does not have full rank
     what is left, and          `rescue`, proximal Newton with factorisations, a few columns at a time
     whatever is not unique
-
-For wide A that is the first of two rounds, and `rescue` only minimises in it. A minimiser that may not be of least norm
-is, in the second, an exact fit of its own A x, which all minimisers share, with the variables fixed that have a
-multiplier: `least_norm` again. What it leaves is for `rescue`, which projects as well. (Before, `rescue` projected all
-of these, by 10 to 20 factorisations a column.)
 """
 
 from typing import NamedTuple
@@ -24,10 +19,10 @@ from jax import Array, lax
 from jaxnnls._active_set import active_set
 from jaxnnls._descent import descend
 from jaxnnls._dual import least_norm
-from jaxnnls._loops import if_any, while_loop
+from jaxnnls._loops import if_any
 from jaxnnls._matrix import Matrix
 from jaxnnls._objective import Problem, attainable, einsum, gradient, natural_residual
-from jaxnnls._proximal import Rescued, rescue, rounding
+from jaxnnls._proximal import Rescued, rescue
 from jaxnnls._quadratic import solve_few
 from jaxnnls._scaling import relative
 from jaxnnls._small import FEW, SOME
@@ -52,89 +47,49 @@ class Progress(NamedTuple):
     """What the columns of a block have reached."""
 
     x: Array  # (n, k)
-    g: Array  # (n, k), the gradient at x
-    optimality: Array  # (k,)
     shortest: Array  # (k,), bool: whether x is known to be of least norm among the minimisers, if it is one
     unique: Array  # (k,), bool: whether the minimiser is known to be unique
     fitted: Array  # (k,), bool: whether A x = b
-    least: Array  # (k,), half the squared norm that no minimiser is below; infinite where that is not known
     nit: Array  # (k,), int32
 
 
 def iterate(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: Options, warm: bool) -> Progress:
     """Run the algorithms over a scaled block, starting from x (n, k)."""
-    no, steps = jnp.zeros_like(usable), jnp.zeros_like(usable, jnp.int32)
-    number = jnp.zeros_like(usable, x.dtype)
-    start = Progress(x, jnp.zeros_like(x), number, no, no, no, number + jnp.inf, steps)
-    yes = jnp.array(True)
-    if matrix.inverse is None:
-        end = solve_rest(matrix, problem, start, usable, yes, yes, options, warm)
-    else:
+    nit = jnp.zeros_like(usable, jnp.int32)
+    fitted = jnp.zeros_like(usable)
+    if matrix.inverse is not None:
+        # Without ridge and l1 an exact fit is optimal; x = z unit with z of least norm.
+        assert problem.A is not None and problem.b is not None
+        unit = relative(matrix.scales)
+        C = problem.A * unit.T
+        w = einsum("ij,jk->ik", matrix.inverse, einsum("ij,jk->ik", C, x / unit) if warm else problem.b)
+        eligible = usable & ~jnp.any(matrix.determined & ~matrix.scales.junk) & jnp.all(problem.linear == 0, axis=0)
+        low, high = problem.lower / unit, problem.upper / unit
+        z, shortest, nit = least_norm(
+            C, matrix.inverse, problem.b, low, high, w, eligible, options.max_steps, matrix.independent
+        )
+        at_low, at_high = z <= low, z >= high
+        z = jnp.clip(z * unit, problem.lower, problem.upper)
+        z = jnp.where(at_low, problem.lower, jnp.where(at_high, problem.upper, z))
+        optimality = natural_residual(z, gradient(problem, z), problem.lower, problem.upper)
+        fitted = eligible & shortest & (optimality <= attainable(z, options.tol))
+        x = jnp.where(fitted, z, x)
 
-        def round_of(state: tuple[Array, Array, Progress]) -> tuple[Array, Array, Progress]:
-            first, _, progress = state
-            rest = usable & ~progress.shortest & (first | optimal(progress))
-            progress = fit(matrix, problem, progress, rest, first, options, warm)
-            rest &= ~progress.shortest
-            progress = solve_rest(matrix, problem, progress, rest, first, ~first, options, warm)
-            left = usable & ~progress.shortest & optimal(progress) & (progress.nit < options.max_steps)
-            return jnp.zeros_like(first), first & jnp.any(left), progress
-
-        def optimal(progress: Progress) -> Array:
-            return progress.optimality <= attainable(progress.x, options.tol)
-
-        end = while_loop(lambda state: state[1], round_of, (yes, yes, start))[2]
-    return end._replace(x=on_bounds(problem, end.x, end.g, end.optimality, options.tol))
-
-
-def fit(
-    matrix: Matrix, problem: Problem, at: Progress, rest: Array, first: Array, options: Options, warm: bool
-) -> Progress:
-    """Exact fits of least norm: of b where the round is the first, of what minimisers fit in the second."""
-    x, g, optimality, shortest, unique, fitted, least, nit = at
-    # Without ridge and l1 an exact fit is optimal; x = z unit with z of least norm.
-    assert problem.A is not None and problem.b is not None and matrix.inverse is not None
-    unit = relative(matrix.scales)
-    C, image = problem.A * unit.T, einsum("ij,jk->ik", problem.A, x)
-    target = jnp.where(first, problem.b, image)
-    w = einsum("ij,jk->ik", matrix.inverse, image if warm else target)
-    ask = rest & (~first | jnp.all(problem.linear == 0, axis=0)) & ~jnp.any(matrix.determined & ~matrix.scales.junk)
-    # All minimisers share A x, and a variable with a multiplier stays where it is.
-    held = ~first & (jnp.abs(g) > jnp.maximum(32 * rounding(x), 4 * optimality))
-    low, high = jnp.where(held, x, problem.lower) / unit, jnp.where(held, x, problem.upper) / unit
-    z, found, nit = least_norm(C, matrix.inverse, target, low, high, w, ask, nit, options.max_steps, matrix.independent)
-    at_low, at_high = z <= low, z >= high
-    z = jnp.clip(z * unit, problem.lower, problem.upper)
-    z = jnp.where(held, x, jnp.where(at_low, problem.lower, jnp.where(at_high, problem.upper, z)))
-    g_new = gradient(problem, z)
-    new = natural_residual(z, g_new, problem.lower, problem.upper)
-    done = ask & found & (new <= attainable(z, options.tol))
-    # What is not optimal to the last digit is taken in the second round, to be improved.
-    taken = done | (ask & found & ~first)
-    x, g, optimality = (jnp.where(taken, a, b) for a, b in ((z, x), (g_new, g), (new, optimality)))
-    least = jnp.where(taken, jnp.sum((x / unit) ** 2, axis=0) / 2, least)
-    return Progress(x, g, optimality, shortest | done, unique, fitted | (first & done), least, nit)
-
-
-def solve_rest(
-    matrix: Matrix, problem: Problem, at: Progress, rest: Array, first: Array, last: Array, options: Options, warm: bool
-) -> Progress:
-    """The other columns: minimised in the first round, projected in the last."""
-    x, g, optimality, shortest, unique, fitted, least, nit = at
-    start = rest & first
-    x, g, optimality, apart, steps = minimise(matrix, problem, x, start, options, options.max_steps - nit, warm)
+    rest = usable & ~fitted
+    x, g, optimality, apart, steps = minimise(matrix, problem, x, rest, options, options.max_steps - nit, warm)
     nit += steps
-    good = start & (optimality <= attainable(x, options.tol))
+    good = rest & (optimality <= attainable(x, options.tol))
     face = face_at(problem, matrix, x, g, optimality)
-    unique |= ~matrix.singular | judge_faces(matrix, face, apart, good & matrix.singular)
+    unique = ~matrix.singular | judge_faces(matrix, face, apart, good & matrix.singular)
     pending, left = rest & ~(good & unique) & (nit < options.max_steps), options.max_steps - nit
 
     def rescued(old: Rescued) -> Rescued:
-        return rescue(problem, matrix, old.x, old.g, old.optimality, least, pending, last, options.tol, left)
+        return rescue(problem, matrix, old.x, old.g, old.optimality, pending, options.tol, left)
 
     unsolved = Rescued(x, g, optimality, jnp.zeros_like(pending), jnp.zeros_like(nit))
-    x, g, optimality, found, steps = if_any(pending, rescued, unsolved)
-    return Progress(x, g, optimality, shortest | unique | found, unique, fitted, least, nit + steps)
+    x, g, optimality, shortest, steps = if_any(pending, rescued, unsolved)
+    x = on_bounds(problem, x, g, optimality, options.tol)
+    return Progress(x, fitted | unique | shortest, unique, fitted, nit + steps)
 
 
 class Minimised(NamedTuple):

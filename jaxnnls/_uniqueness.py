@@ -89,7 +89,7 @@ def judge_faces(matrix: Matrix, face: Face, apart: Array, ask: Array) -> Array:
             apart = outside | (rank.distance_from_first(triangle, inverse, in_free) > rounding)
             plausible = (rank.least_distance(inverse, in_free) > rounding) & jnp.all(apart, axis=1)
             unique = jnp.where(matrix.ranked, unique, plausible)
-        return own & (in_face <= p) & unique, jnp.zeros_like(own)
+        return own & unique, jnp.zeros_like(own)
 
     if n <= ELIMINATED:
         elements = min(GROUP_ELEMENTS, 2 * face.free.size)  # in small blocks, no more than the block has

@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.optimize
 
 import jaxnnls
-from jaxnnls import Status, _iteration
+from jaxnnls import Status
 from jaxnnls._dual import Columns, out_of_reach
 from jaxnnls._matrix import regularised_inverse
 
@@ -175,31 +174,3 @@ def test_rows_that_nearly_repeat_others(distance, x64):
     sol = jaxnnls.lsq_linear(A, A @ X, (0, np.inf))
     np.testing.assert_array_equal(sol.status, Status.CONVERGED)
     assert np.all(np.linalg.norm(sol.x, axis=0) <= 1.0001 * np.linalg.norm(X, axis=0))
-
-
-def test_minimisers_that_fit_nothing_are_projected_by_the_dual(x64, monkeypatch):
-    # Overlapping bands, and targets between which they would have to change faster: many minimisers of each.
-    rng = np.random.default_rng(4)
-    A = np.maximum(1 - np.abs(np.arange(12)[:, None] - np.linspace(0.4, 10.6, 41)) / 1.3, 0)
-    B = rng.random((12, 37))
-    rescue, projected = _iteration.rescue, []
-
-    def without_projections(*arguments):
-        *others, project, tol, left = arguments
-        return rescue(*others, jnp.zeros_like(project), tol, left)
-
-    monkeypatch.setattr(_iteration, "rescue", without_projections)
-    solution = jax.jit(lambda A, B: jaxnnls.lsq_linear(A, B, (0, jnp.inf)))(A, B)
-    assert np.all(solution.success)
-    for b, x, dual, residual in zip(
-        B.T, *(np.asarray(v).T for v in (solution.x, solution.dual)), solution.residual_norm
-    ):
-        np.testing.assert_allclose(residual, scipy.optimize.nnls(A, b)[1], rtol=1e-9, atol=1e-12)
-        # All minimisers share A x and what is zero by a multiplier. With a large weight on the equations, the shortest.
-        face = dual < 1e-9
-        equations = np.vstack([1e5 * A[:, face], np.eye(face.sum())])
-        shortest, _ = scipy.optimize.nnls(equations, np.concatenate([1e5 * (A @ x), np.zeros(face.sum())]))
-        np.testing.assert_allclose(x[face], shortest, rtol=0, atol=1e-7)
-        assert not np.any(x[~face])
-        projected.append(residual > 1e-3 and np.linalg.matrix_rank(A[:, face]) < face.sum())
-    assert sum(projected) > 20
