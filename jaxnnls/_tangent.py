@@ -21,7 +21,7 @@ comes in three forms, and the solver says for each column whether the plain one 
                    H_FF^+ H_FF = B'K B with K = (B B')^+; with a ridge,
                    (B'B + ridge I)^-1 = (I - B'(B B' + ridge I)^-1 B) / ridge
 
-The plain ones solve by conjugate gradients, in which a value and its gradient take 1.3 to 2.0 times the solve alone
+The plain ones solve by conjugate gradients, in which a value and its gradient take 1.3 to 2.2 times the solve alone
 (float32, 2 cores: 1025 x 64, 1025 x 128, 256 x 84, mel 128 x 1025); by a pseudo-inverse per column it was 1.8 to 4.7.
 
 At a kink (x_j on its bound with zero dual) the derivative is the one of the side on which x_j stays on its bound.
