@@ -22,11 +22,23 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxnnls._device import group_size
 from jaxnnls._loops import fori_loop, while_loop
-from jaxnnls._objective import Problem, attainable, einsum, gradient, natural_residual
+from jaxnnls._objective import (
+    Columns,
+    Problem,
+    attainable,
+    columns_of,
+    einsum,
+    gradient,
+    natural_residual,
+    with_columns,
+)
+from jaxnnls._queue import work_off
 
 CHUNK = 32  # rows that are read together; 64 and 128 take 1.0 and 1.3 times the time (n = 460)
 SLOTS = 256  # active bounds, at most
+GROUP = 8  # columns that are solved together: each has slots (n + slots) numbers
 
 
 class State(NamedTuple):
@@ -44,6 +56,13 @@ class State(NamedTuple):
     p_y: Array  # ()
     going: Array  # (), bool
     pivots: Array  # (), int32
+
+
+class Solved(NamedTuple):
+    """Columns before and after."""
+
+    x: Array  # (n, k)
+    pivots: Array  # (k,), int32
 
 
 class Refinement(NamedTuple):
@@ -157,8 +176,6 @@ def dual_active_set(problem: Problem, K: Array, x: Array, active: Array, limit: 
     """
     n, dtype = len(K), K.dtype
     slots = -(-min(n, SLOTS) // CHUNK) * CHUNK
-    start = jnp.zeros_like(x)
-    start = fori_loop(2, lambda _, x: x - einsum("ij,jk->ik", K, gradient(problem, x)), start)
 
     def solve(x: Array, lower: Array, upper: Array, active: Array) -> State:
         nothing, zero = jnp.zeros(slots, dtype), jnp.zeros((), jnp.int32)
@@ -178,25 +195,34 @@ def dual_active_set(problem: Problem, K: Array, x: Array, active: Array, limit: 
         )
         return while_loop(lambda state: state.going, lambda state: pivot(K, lower, upper, limit, state), state)
 
-    end = jax.vmap(solve, in_axes=(1, 1, 1, 0))(start, problem.lower, problem.upper, active)
-    free = ~end.held.T
+    def run(given: Columns, old: Solved, own: Array) -> tuple[Solved, Array]:
+        part, x = with_columns(problem, given), old.x
 
-    def judged(x: Array) -> tuple[Array, Array]:
-        g = gradient(problem, x)
-        return g, natural_residual(x, g, problem.lower, problem.upper)
+        def judged(x: Array) -> tuple[Array, Array]:
+            g = gradient(part, x)
+            return g, natural_residual(x, g, part.lower, part.upper)
 
-    def refine(state: Refinement) -> Refinement:
-        v = einsum("ij,jk->ik", K, jnp.where(free, state.g, 0))
-        r = einsum("kst,kt->ks", end.M, end.sign * jnp.take_along_axis(v.T, end.variable, axis=1))
-        v -= einsum("ks,ksj->jk", r, end.W)
-        x = jnp.clip(state.x - jnp.where(free, v, 0), problem.lower, problem.upper)
-        g, optimality = judged(x)
-        better = state.going & (optimality < state.optimality)
-        going = (optimality < 0.5 * state.optimality) & (optimality > attainable(x, 0))
-        x, g = (jnp.where(better, new, old) for new, old in ((x, state.x), (g, state.g)))
-        return Refinement(x, g, jnp.where(better, optimality, state.optimality), better & going)
+        start = jnp.zeros_like(x)
+        start = fori_loop(2, lambda _, x: x - einsum("ij,jk->ik", K, gradient(part, x)), start)
+        end = jax.vmap(solve, in_axes=(1, 1, 1, 0))(start, part.lower, part.upper, own)
+        free = ~end.held.T
 
-    solution = jnp.clip(end.x.T, problem.lower, problem.upper)
-    state = while_loop(lambda state: jnp.any(state.going), refine, Refinement(solution, *judged(solution), active))
-    better = active & (state.optimality < judged(x)[1])
-    return jnp.where(better, state.x, x), end.pivots
+        def refine(state: Refinement) -> Refinement:
+            v = einsum("ij,jk->ik", K, jnp.where(free, state.g, 0))
+            r = einsum("kst,kt->ks", end.M, end.sign * jnp.take_along_axis(v.T, end.variable, axis=1))
+            v -= einsum("ks,ksj->jk", r, end.W)
+            x = jnp.clip(state.x - jnp.where(free, v, 0), part.lower, part.upper)
+            g, optimality = judged(x)
+            better = state.going & (optimality < state.optimality)
+            going = (optimality < 0.5 * state.optimality) & (optimality > attainable(x, 0))
+            x, g = (jnp.where(better, new, old) for new, old in ((x, state.x), (g, state.g)))
+            return Refinement(x, g, jnp.where(better, optimality, state.optimality), better & going)
+
+        solution = jnp.clip(end.x.T, part.lower, part.upper)
+        state = while_loop(lambda state: jnp.any(state.going), refine, Refinement(solution, *judged(solution), own))
+        better = own & (state.optimality < judged(x)[1])
+        return Solved(jnp.where(better, state.x, x), end.pivots), jnp.zeros_like(own)
+
+    start = Solved(x, jnp.zeros_like(active, jnp.int32))
+    end = work_off(run, columns_of(problem), start, active, group_size(GROUP))
+    return end.x, end.pivots

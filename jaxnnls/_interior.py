@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxnnls import _lapack as lapack
-from jaxnnls._loops import anywhere
+from jaxnnls._loops import anywhere, fori_loop
 from jaxnnls._objective import (
     Columns,
     Problem,
@@ -216,8 +216,11 @@ def interior_point(
 
     def try_guess(part: Problem, x: Array, free: Array) -> tuple[Array, Array]:
         factor = factor_masked(H, free, jnp.full_like(x, smallest_pivot(H)))
-        for _ in range(REFINEMENTS):
-            x = x - solve_factored(factor, jnp.where(free, gradient(part, x), 0))
+
+        def refined(_: Array, x: Array) -> Array:
+            return x - solve_factored(factor, jnp.where(free, gradient(part, x), 0))
+
+        x = fori_loop(REFINEMENTS, refined, x)
         x = jnp.clip(x, part.lower, part.upper)
         return x, optimality_of(part, x)
 

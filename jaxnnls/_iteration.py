@@ -3,7 +3,7 @@
 Each takes over the columns that the one before it left unsolved:
 
     wide A, no ridge, no l1:   `least_norm`, the dual: exact fits, already of least norm
-    Q and few columns:         `_quadratic`, pivots of a dual active set, or an interior point
+    Q, few columns or crowded: `_quadratic`, pivots of a dual active set, or an interior point
     few variables, or crowded: `active_set`, pivots
     other problems:            `descend`, sweeps and conjugate gradients
     is the minimiser unique?   `judge_faces`, where A does not have full rank
@@ -23,7 +23,7 @@ from jaxnnls._loops import if_any
 from jaxnnls._matrix import Matrix
 from jaxnnls._objective import Problem, attainable, einsum, gradient, natural_residual
 from jaxnnls._proximal import Rescued, rescue
-from jaxnnls._quadratic import solve_few
+from jaxnnls._quadratic import solve_quadratic
 from jaxnnls._scaling import relative
 from jaxnnls._small import FEW, SOME
 from jaxnnls._uniqueness import face_at, judge_faces
@@ -108,26 +108,32 @@ def minimise(
     """Solve the active columns from x by the algorithm that suits the matrix, in at most `left` (k,) steps."""
     (n, k), gram, tol = x.shape, matrix.gram, options.tol
     apart, nit = jnp.zeros_like(active), jnp.zeros_like(left)
-    if problem.Q is not None and k <= FEW_COLUMNS and n > FEW:
-        x, nit = solve_few(problem, matrix, x, active, tol, options.max_steps)
+    if problem.Q is not None and n > FEW and k <= FEW_COLUMNS:
+        x, nit = solve_quadratic(problem, matrix, x, active, tol, options.max_steps)
     elif gram is not None and n <= FEW:
         x, apart, nit = active_set(problem, gram, x, active, tol, left)
     else:
         most = DESCENT_STEPS if matrix.inverse is None else WIDE_DESCENT_STEPS
         start, steps = None if warm else matrix.start, jnp.minimum(most, left)
         pivots_pay = gram is not None and n <= SOME and matrix.inverse is None
-        # Where 0 is inside the bounds, free sets are as large and ill-conditioned as the matrix. Boxes from 0 on are
-        # better in float32, but 128 variables can take hundreds of pivots.
-        above = (problem.lower >= 0) & (problem.upper == jnp.inf)
-        below = (problem.upper <= 0) & (problem.lower == -jnp.inf)
-        small = jnp.all(above | below | (problem.lower == problem.upper), axis=0)
-        crowded = active & matrix.crowded & small if pivots_pay else apart
+        crowded = active & matrix.crowded
+        if pivots_pay:
+            # Where 0 is inside the bounds, free sets are as large and ill-conditioned as the matrix. Boxes from 0 on
+            # are better in float32, but 128 variables can take hundreds of pivots.
+            above = (problem.lower >= 0) & (problem.upper == jnp.inf)
+            below = (problem.upper <= 0) & (problem.lower == -jnp.inf)
+            crowded &= jnp.all(above | below | (problem.lower == problem.upper), axis=0)
         x, g, optimality, nit = descend(problem, gram, start, x, active & ~crowded, tol, steps)[:4]
-        if not pivots_pay:
+        if pivots_pay:
+            assert gram is not None
+            # Half of the steps are for what comes after.
+            x, apart, pivots = active_set(problem, gram, x, crowded, tol, left // 2)
+        elif problem.Q is not None:
+            unsolved = active & ~(optimality <= attainable(x, tol))
+            rest = options.max_steps - jnp.minimum(most, options.max_steps)
+            x, pivots = solve_quadratic(problem, matrix, x, unsolved, tol, rest)
+        else:
             return Minimised(x, g, optimality, apart, nit)
-        assert gram is not None
-        # Half of the steps are for what comes after.
-        x, apart, pivots = active_set(problem, gram, x, crowded, tol, left // 2)
         nit += pivots
     g = gradient(problem, x)
     return Minimised(x, g, natural_residual(x, g, problem.lower, problem.upper), apart, nit)

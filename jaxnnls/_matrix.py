@@ -32,7 +32,8 @@ class Matrix(NamedTuple):
     basis: Array | None  # (m, min(m, n)): orthonormal columns with A = basis R
     inverse: Array | None  # (m, m), about (C C')^-1 with C = A diag(unit), for wide A
     rounding: Array  # (), the distance between columns of R that rounding leaves of dependent ones
-    crowded: Array  # (), bool: whether many columns are almost combinations of others; for FEW < n <= SOME and n <= m
+    crowded: Array  # (), bool: whether many columns are almost combinations of others, for FEW < n <= SOME and n <= m;
+    # for a larger Q, whether any is
     determined: Array  # (n, 1), bool: variables that are known to be the same in all minimisers
     singular: Array  # (), bool: whether minimisers may fail to be unique
     ranked: Array  # (), bool: whether the rank of A is beyond doubt, so that least norm means something on any face
@@ -93,6 +94,8 @@ def prepare(problem: Problem) -> Matrix:
             # Columns that do not count are zero: no small singular values.
             counted = jnp.where(jnp.eye(n, dtype=bool), jnp.maximum(gram, 1), gram)
             crowded = is_crowded(counted, close)
+        elif n > FEW and scaled.Q is not None:
+            crowded = close
         start, _ = inverse_and_factor(ridged)
         start = jnp.where(jnp.all(jnp.isfinite(start)), start, 0)  # an indefinite Q
     determined |= scales.junk

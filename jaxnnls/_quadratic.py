@@ -1,8 +1,15 @@
-"""Quadratic programs given by Q, few columns: by pivots where few bounds are active, the others by factorisations.
+"""Quadratic programs given by Q: by pivots where few bounds are active, the others by factorisations.
+
+For few columns, and for what sweeps leave of many with more than SOME variables.
 
 One of condition 1e11 with n = 460 takes 15 ms so, and n = 1504 takes 0.27 s (float64, 2 cores); by the interior point
 alone 50 ms and 0.9 s. Where bounds are active on more than about a third of the variables, the limit on pivots is
 reached for nothing: up to twice the time of the interior point.
+
+Measured against sweeps and proximal steps alone, float64, of the time: 9 to 64 columns of such a system 0.003 (5 s
+without), peaks and their boxes of 150 and 300 variables 0.1 to 0.6, random walks 0.8 to 1.2, what sweeps solve 1.0 to
+1.3; float32 0.4 to 1.3. Two of 40 boxes of 300 peaks, left at an optimality of 3e-4, are solved. To compile this for
+many columns as well takes 2 s.
 """
 
 import jax.numpy as jnp
@@ -15,7 +22,7 @@ from jaxnnls._matrix import Matrix
 from jaxnnls._objective import Problem, attainable, gradient, natural_residual
 
 
-def solve_few(
+def solve_quadratic(
     problem: Problem, matrix: Matrix, x: Array, active: Array, tol: Array, max_steps: Array
 ) -> tuple[Array, Array]:
     """Solve the active columns.

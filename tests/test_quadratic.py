@@ -9,23 +9,25 @@ from scipy.optimize import nnls as scipy_nnls
 import jaxnnls
 from jaxnnls import Status
 from jaxnnls._dual_active_set import dual_active_set
+from jaxnnls._iteration import FEW_COLUMNS
 from jaxnnls._objective import Problem, gradient, natural_residual
+from jaxnnls._small import SOME
 
 N_PIXELS, N_CURVES = 64, 24
 
 
-def gram_system(seed):
+def gram_system(seed, n_pixels=N_PIXELS):
     """Nearly collinear Gaussians beside a blurred, regularised grid of pixels: a condition number near 1e11."""
     rng = np.random.default_rng(seed)
     t = np.linspace(-1, 1, 200)[:, None]
     curves = np.exp(-0.5 * (t / np.geomspace(0.03, 1.5, N_CURVES)) ** 2)
-    pixels = np.exp(-0.5 * ((t - np.linspace(-1, 1, N_PIXELS)) / 0.03) ** 2)
+    pixels = np.exp(-0.5 * ((t - np.linspace(-1, 1, n_pixels)) / 0.03) ** 2)
     A = np.concatenate([pixels, curves], axis=1)
-    x = np.concatenate([np.exp(-0.5 * np.linspace(-4, 4, N_PIXELS) ** 2), rng.gamma(0.3, 1, N_CURVES)])
+    x = np.concatenate([np.exp(-0.5 * np.linspace(-4, 4, n_pixels) ** 2), rng.gamma(0.3, 1, N_CURVES)])
     image = A @ (x * (rng.random(len(x)) < 0.7))
-    steps = np.diff(np.eye(N_PIXELS), axis=0)
+    steps = np.diff(np.eye(n_pixels), axis=0)
     Q = A.T @ A
-    Q[:N_PIXELS, :N_PIXELS] += steps.T @ steps
+    Q[:n_pixels, :n_pixels] += steps.T @ steps
     Q += 1e-9 * np.eye(len(Q))
     return Q, A.T @ (image + 0.05 * image.std() * rng.standard_normal(len(image)))
 
@@ -105,6 +107,20 @@ def test_more_active_bounds_than_pivots(x64):
     sol = jaxnnls.box_qp(problem.Q, -problem.linear, bounds=(problem.lower, problem.upper))
     np.testing.assert_array_equal(sol.status, Status.CONVERGED)
     np.testing.assert_allclose(sol.x, expected, atol=1e-9)
+
+
+def test_many_columns_of_a_gram_system_cost_what_each_costs_alone(x64):
+    # By sweeps and proximal steps, as for columns that are not almost combinations of others, it is 100 times as much.
+    Q, q = gram_system(4, n_pixels=112)
+    assert len(q) > SOME
+    columns = q[:, None] * (1 + 0.1 * np.random.default_rng(4).standard_normal((len(q), 12)))
+    sol = jaxnnls.box_qp(Q, columns)
+    np.testing.assert_array_equal(sol.status, Status.CONVERGED)
+    few = jaxnnls.box_qp(Q, columns[:, :FEW_COLUMNS])
+    np.testing.assert_array_equal(sol.nit[:FEW_COLUMNS], few.nit)
+    np.testing.assert_allclose(Q @ sol.x[:, :FEW_COLUMNS], Q @ few.x, atol=1e-9 * np.abs(q).max())
+    for column, x in zip(columns.T, np.asarray(sol.x).T):
+        assert optimality(Q, column, x) < 1e-13
 
 
 def test_gram_systems_under_vmap(x64):
