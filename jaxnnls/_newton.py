@@ -7,6 +7,13 @@ it maximise that. The direction solves
 
     (R_F W_F R_F' + damping I) dw = target - R x - sigma w,    F free
 
+Gaussian A with about twice as many columns as rows, where half of all matrices fit anything and the others nothing, are
+the test of projections: on the way too few variables are free. Of 1680 random targets, 30 x 60 to 150 x 300, 271 ended
+at PRECISION in float64 and 324 in float32, with norms up to 1 % too large, while a projection ended after 10 steps that
+did not halve the misfit, and the weight of what is at a bound faded with the misfit alone; now 19 and 93, in 1.1 and
+1.2 of the time. Of 60 targets of wide A whose columns differ in size by 100 (float64), 18 were solved, now all, in 1.35
+of the time; what cannot be projected in float32 takes up to 1.4 times as long.
+
 Not chosen: to end a projection (sigma = 0) that is close, keeps its free set and comes no closer by another step; it
 has its free set after five or six of 10 to 35 steps, and refines rounding in the others. 0.9 to 1 of the time for mel
 bands that nothing fits, and 7 of 200 wide decay curves more end at PRECISION.
@@ -23,6 +30,7 @@ from jaxnnls._linesearch import step_length
 from jaxnnls._objective import einsum
 
 INACTIVE_WEIGHT = 1e-2
+FEW_STEPS = 5
 STALLED = 10
 
 
@@ -62,7 +70,7 @@ def newton_step(R: Array, equations: Equations, at: Iterate) -> tuple[Iterate, A
     eps = jnp.finfo(R.dtype).eps
     size = largest(target)
     proximal, fresh = sigma > 0, at.steps == 0
-    w, u = jnp.where(fresh, 0, at.w), jnp.where(fresh, a, at.u)
+    w, u, idle = jnp.where(fresh, 0, at.w), jnp.where(fresh, a, at.u), jnp.where(fresh, 0, at.since)
 
     def misfit_of(x: Array) -> Array:
         return target - einsum("ij,jk->ik", R, x)
@@ -76,8 +84,11 @@ def newton_step(R: Array, equations: Equations, at: Iterate) -> tuple[Iterate, A
     fade = jnp.where(proximal, 1, jnp.minimum(largest(r) / jnp.where(size > 0, size, 1), 1))
     least = eps + jnp.where(proximal, 0, (4 * eps / jnp.maximum(fade, eps)) ** 2)
     diagonal = jnp.maximum(damping * fade, 4 * damping / jnp.sqrt(eps) * least)
-    # Without sigma, what is at a bound but may leave it keeps a little weight, so that no row is without any.
-    weight = jnp.where(free, 1, jnp.where(proximal | (lower == upper), 0, INACTIVE_WEIGHT * fade)) * W
+    # Without sigma, what is at a bound but may leave it keeps a little weight, so that no row is without any. It fades
+    # as well, and after a few steps in vain by itself: where fewer are free than there are rows, the way until another
+    # is may be very long.
+    fading = 0.5 ** jnp.maximum(idle - FEW_STEPS, 0).astype(fade.dtype)
+    weight = jnp.where(free, 1, jnp.where(proximal | (lower == upper), 0, INACTIVE_WEIGHT * fade * fading)) * W
     identity = jnp.eye(len(R), dtype=R.dtype)
     matrix = einsum("kij,lj->kil", weight.T[:, None] * R, R) + diagonal[:, None, None] * identity
     d = jax.vmap(solve)(matrix, r.T).T
@@ -101,7 +112,9 @@ def newton_step(R: Array, equations: Equations, at: Iterate) -> tuple[Iterate, A
     misfit = misfit_of(y)
     error = largest(misfit)
     closer = error < 0.5 * best
-    since = jnp.where(closer, 0, jnp.where(fresh, 0, at.since) + 1)
-    # A projection out of reach shows in a misfit that stays.
-    going = usable & ~exact & ~still & (proximal | ((since < STALLED) & (error > 16 * eps * size)))
+    since = jnp.where(closer, 0, idle + 1)
+    # A projection that rounding keeps away shows in a small misfit that stays. A large one may be on a long way, of 40
+    # steps in float32 and 83 in float64.
+    patient = (since < STALLED) | ((error > jnp.sqrt(eps) * size) & (fading > eps**1.5))
+    going = usable & ~exact & ~still & (proximal | (patient & (error > 16 * eps * size)))
     return Iterate(w, u, jnp.where(closer, error, best), since, at.steps + 1), misfit, going

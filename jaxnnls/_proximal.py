@@ -59,7 +59,7 @@ from jaxnnls._objective import (
 )
 from jaxnnls._queue import work_off
 
-NEWTON_STEPS = 50
+NEWTON_STEPS = 50  # of a proximal step; a projection ends by itself
 PATIENCE = 4
 CAUTION = 1e3  # how much larger sigma becomes after a step that failed, and smaller after one that did not
 SMALLEST = 0.1  # of the first sigma
@@ -156,10 +156,10 @@ def rescue(
         equations = equations_at(state, part.lower, part.upper)
         inner, rest, going = newton_step(R, equations, state.inner)
         nit = state.nit + 1
-        going &= (inner.steps < NEWTON_STEPS) & (nit < max_steps)
+        x, g, minimise = state.x, state.g, state.stage == MINIMISE
+        going &= (~minimise | (inner.steps < NEWTON_STEPS)) & (nit < max_steps)
 
         # Where Newton's method has ended, y is judged.
-        x, g, minimise = state.x, state.g, state.stage == MINIMISE
         y = jnp.clip(inner.u, equations.lower, equations.upper)
         misfit = largest(rest)
         g_new = gradient(part, y)

@@ -82,3 +82,18 @@ def test_boxes_of_crowded_variables(x64):
         B = 0.3 * A @ rng.random((40, 50)) + 0.05 * rng.standard_normal((48, 50))
         sol = jaxnnls.lsq_linear(A, B, (lower, upper))
         np.testing.assert_array_equal(sol.status, jaxnnls.Status.CONVERGED)
+
+
+@pytest.mark.parametrize("seed", [1, 4])
+def test_least_norm_at_the_edge_of_the_cone(x64, seed):
+    """Twice as many columns as rows: x > 0 that fit are few and far, and on the way to w too few variables are free."""
+    rng = np.random.default_rng(seed)
+    A, B = rng.standard_normal((30, 60)), rng.standard_normal((30, 40))
+    sol = jaxnnls.lsq_linear(A, B, (0, np.inf))
+    np.testing.assert_array_equal(sol.status, jaxnnls.Status.CONVERGED)
+    assert np.all(sol.residual_norm < 1e-9)
+    # Of least norm is x = max(0, A'w), whatever w.
+    for x in np.asarray(sol.x).T:
+        free = x > 0
+        w = np.linalg.lstsq(A[:, free].T, x[free], rcond=None)[0]
+        np.testing.assert_allclose(np.maximum(0, A.T @ w), x, atol=1e-7 * x.max())
