@@ -34,8 +34,8 @@ class Details:
         How many were solved: all, or as many as the budget allows. No time here is scaled up.
     solve, gradient, gradient_first : float
         Seconds of the solve and of the value and gradient of sum(x**2) with respect to A and B.
-    gradient_ratio : float
-        gradient / solve.
+    gradient_ratio, shifted_ratio : float
+        gradient / solve, and the same of sum((x - 1)**2), which depends on the variables at their bounds as well.
     floor, floors : float
         Seconds of A'B and of one check of the solution, and how many of these a solve takes.
     growth : float
@@ -57,6 +57,7 @@ class Details:
     gradient: float = np.nan
     gradient_first: float = np.nan
     gradient_ratio: float = np.nan
+    shifted_ratio: float = np.nan
     floor: float = np.nan
     floors: float = np.nan
     growth: float = np.nan
@@ -120,15 +121,18 @@ def _fill(details: Details, workload: Workload, repeat: int, budget: float) -> N
     def loss(A: jax.Array, B: jax.Array) -> jax.Array:
         return jnp.sum(solver(A, B) ** 2)
 
-    both = jax.value_and_grad(loss, argnums=(0, 1))
+    def shifted_loss(A: jax.Array, B: jax.Array) -> jax.Array:
+        return jnp.sum((solver(A, B) - 1) ** 2)
+
+    both, shifted_both = (jax.value_and_grad(f, argnums=(0, 1)) for f in (loss, shifted_loss))
     details.eager_first, _ = timed(lambda: solver(A, B))
     details.eager_gradient_first, _ = timed(lambda: both(A, B))
     jax.clear_caches()
-    solve, gradient = jitted(solver, workload), jitted(both, workload)
+    solve, gradient, shifted = (jitted(f, workload) for f in (solver, both, shifted_both))
     details.gradient_first, _ = timed(gradient)
     _, X = timed(solve)
     check = jax.jit(floor(workload.kind))
-    calls = [solve, gradient, lambda: check(A, B, X), lambda: solver(A, B)]
+    calls = [solve, gradient, shifted, lambda: check(A, B, X), lambda: solver(A, B)]
 
     other = workload.take(workload.sample(workload.units - FEWER)) if workload.units > FEWER else workload.tiled(FEWER)
     other_A, other_B = jnp.asarray(other.A), jnp.asarray(other.B)
@@ -136,8 +140,8 @@ def _fill(details: Details, workload: Workload, repeat: int, budget: float) -> N
         timed(call)
     details.eager_other, _ = timed(lambda: solver(other_A, other_B))
 
-    details.solve, details.gradient, details.floor, eager = _in_turn(calls, repeat, budget)
-    details.gradient_ratio = details.gradient / details.solve
+    details.solve, details.gradient, shifted_seconds, details.floor, eager = _in_turn(calls, repeat, budget)
+    details.gradient_ratio, details.shifted_ratio = details.gradient / details.solve, shifted_seconds / details.solve
     details.floors = details.solve / details.floor
     details.eager_extra = eager - details.solve
     details.temporaries = _temporaries(solver, workload)

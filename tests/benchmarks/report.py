@@ -156,7 +156,8 @@ def table(result: Result) -> str:
 
 def detail_table(results: Sequence[Result]) -> str:
     """A row a workload: what this package's solve costs beside other things."""
-    header = ["jaxnnls", "N", "solve", "value and gradient", "/ solve", "its first call", "floor", "solve / floor"]
+    header = ["jaxnnls", "N", "solve", "value and gradient", "/ solve", "of sum((x - 1)^2)"]
+    header += ["first call of the gradient", "floor", "solve / floor"]
     header += [f"a column's cost, {MORE} N / N", "eager, extra", "eager, first call"]
     header += ["its first gradient", "other N", "MiB temporary"]
     header += [f"at {MORE} N", "block_bytes"]
@@ -168,6 +169,7 @@ def detail_table(results: Sequence[Result]) -> str:
             continue
         cells = [d.workload, str(d.columns), seconds(d.solve), seconds(d.gradient), plain(d.gradient_ratio)]
         cells += [
+            plain(d.shifted_ratio),
             seconds(d.gradient_first),
             seconds(d.floor),
             plain(d.floors),
