@@ -130,7 +130,8 @@ def minimise(
             x, apart, pivots = active_set(problem, gram, x, crowded, tol, left // 2)
         elif problem.Q is not None:
             unsolved = active & ~(optimality <= attainable(x, tol))
-            rest = options.max_steps - jnp.minimum(most, options.max_steps)
+            spent = jnp.where(matrix.crowded, 0, jnp.minimum(most, options.max_steps))
+            rest = options.max_steps - spent
             x, pivots = solve_quadratic(problem, matrix, x, unsolved, tol, rest)
         else:
             return Minimised(x, g, optimality, apart, nit)

@@ -69,7 +69,7 @@ def prepare(problem: Problem) -> Matrix:
         scaled = scaled._replace(Q=gram, ridge=jnp.zeros_like(scaled.ridge))
         root, singular, gram_inverse = root_of(gram)
         # The squared distance of a column of R from the span of the others is 1 / (H^-1)_jj.
-        close = ~(jnp.max(jnp.diag(gram_inverse), initial=0) < CLOSE**-2)
+        close = ~jnp.all(jnp.diag(gram_inverse) < CLOSE**-2)
     else:
         A = scaled.A
         m = A.shape[0]
@@ -208,7 +208,7 @@ def root_of(H: Array) -> tuple[Array, Array, Array]:
     """R with R'R = H, whether H is singular, and if not H^-1: R is the Cholesky factor, or else by eigenvalues."""
     n, eps = H.shape[0], jnp.finfo(H.dtype).eps
     inverse, factor = inverse_and_factor(H)
-    singular = ~(jnp.max(jnp.diag(inverse), initial=0) * 16 * n * eps < 1)
+    singular = ~jnp.all(jnp.diag(inverse) * 16 * n * eps < 1)  # not by their maximum, which may lose NaN
 
     def by_eigenvalues(H: Array) -> Array:
         values, vectors = lapack.eigh(H)

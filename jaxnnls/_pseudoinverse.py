@@ -52,7 +52,7 @@ def pseudoinverse(M: Array) -> tuple[Array, Array]:
     # Regular matrices, the common case, cost a Cholesky factorisation.
     factor = jax.vmap(lapack.cholesky)(scaled)
     pivots = jnp.einsum("kii->ki", factor) ** 2
-    regular = jnp.min(pivots, axis=1, initial=1) > 1e3 * p * eps
+    regular = jnp.all(pivots > 1e3 * p * eps, axis=1)  # not by their minimum, which may lose NaN
     half = jax.vmap(functools.partial(lapack.triangular_inverse, lower=True))(factor)
     inverse = einsum("kji,kjl->kil", half, half)
     K = scale[:, :, None] * inverse * scale[:, None, :] - identity * zero[:, None, :]

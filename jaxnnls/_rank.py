@@ -23,8 +23,9 @@ def inverse(R: Array) -> Array:
 def least_distance(inverse: Array, count: Array | int) -> Array:
     """min d_j of the first `count` columns of R, given R^-1; infinite for none. (..., p, p) and (...) -> (...)."""
     first = jnp.arange(inverse.shape[-1]) < jnp.asarray(count)[..., None]
-    # Where the inverse has overflown, this is NaN or 0.
+    # Where the inverse has overflown, this is 0: a maximum may lose NaN.
     squares = jnp.sum(jnp.where(first[..., None, :], inverse, 0) ** 2, axis=-1)
+    squares = jnp.where(squares < jnp.inf, squares, jnp.inf)
     return jnp.sqrt(1 / jnp.max(jnp.where(first, squares, 0), axis=-1, initial=0))
 
 

@@ -7,6 +7,7 @@ import problems
 import pytest
 
 import jaxnnls
+from jaxnnls._pseudoinverse import pseudoinverse
 
 TALL, WIDE, N = (8, 5), (4, 9), 7
 
@@ -209,3 +210,13 @@ def test_variables_at_a_bound_do_not_move():
     x, dx = jax.jvp(lambda A: jaxnnls.nnls(A, B), (A,), (direction,))
     assert np.count_nonzero(x == 0) > 300
     np.testing.assert_array_equal(dx[x == 0], 0)
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3, 4])
+def test_singular_matrices_among_others_under_vmap(x64, lanes):
+    # XLA's minimum of numbers some of which are NaN is NaN for two lanes, and of the other numbers for three.
+    n, rank = 140, 40
+    L = np.random.default_rng(0).standard_normal((n, rank)) / np.sqrt(n)
+    singular = np.broadcast_to(L @ L.T, (10, n, n))
+    K, _ = jax.jit(jax.vmap(pseudoinverse))(np.stack([np.zeros_like(singular)] * (lanes - 1) + [singular]))
+    np.testing.assert_allclose(K[-1], np.broadcast_to(np.linalg.pinv(L @ L.T), K[-1].shape), atol=1e-9)
