@@ -41,12 +41,11 @@ def work_off(step: Callable[[U, T, Array], tuple[T, Array]], given: U, state: T,
     def turn(carry: Turn) -> Turn:
         at, order, rows = carry
         index = lax.dynamic_slice_in_dim(order, at, size)
-        part = jnp.take(rows, index, axis=1, mode="clip")
+        part = _take(rows, index)
         own = index < k
         new, left = step(of_given(part[p:]), of_state(part[:p])[0], own)
         new_rows, _ = _stack((new, left & own))
-        rows = rows.at[jnp.arange(p)[:, None], index].set(new_rows, mode="drop", unique_indices=True)
-        return Turn(at + size, order, rows)
+        return Turn(at + size, order, _put(rows, index, own, part, new_rows))
 
     def waiting(rows: Array) -> Array:
         """Which columns are pending, one after another, and then k, `size` times or more."""
@@ -62,6 +61,25 @@ def work_off(step: Callable[[U, T, Array], tuple[T, Array]], given: U, state: T,
     start = Turn(jnp.zeros((), jnp.int32), waiting(rows), rows)
     end = while_loop(lambda turn: turn.order[0] < k, work, start)
     return of_state(end.rows[:p])[0]
+
+
+# XLA turns a gather of one column into a slice of its own, `dynamic-slice.7`, which may meet a `dynamic_slice.7` of
+# JAX's in the same loop; to LLVM both are called `dynamic_slice_7`, and compilation fails (jaxlib 0.10.2).
+
+
+def _take(rows: Array, index: Array) -> Array:
+    """Columns of an array (., k); any for an index of k."""
+    if len(index) == 1:
+        return lax.dynamic_slice_in_dim(rows, index[0], 1, axis=1)
+    return jnp.take(rows, index, axis=1, mode="clip")
+
+
+def _put(rows: Array, index: Array, own: Array, old: Array, new: Array) -> Array:
+    """The array with new values (p, .) for the first rows of columns, where they are its own; old is what was taken."""
+    p = len(new)
+    if len(index) == 1:
+        return lax.dynamic_update_slice(rows, jnp.where(own, new, old[:p]), (jnp.zeros_like(index[0]), index[0]))
+    return rows.at[jnp.arange(p)[:, None], index].set(new, mode="drop", unique_indices=True)
 
 
 class Turn(NamedTuple):
