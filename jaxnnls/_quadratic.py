@@ -9,8 +9,8 @@ reached for nothing: up to twice the time of the interior point.
 Measured against sweeps and proximal steps alone, float64, of the time: 9 to 64 columns of such a system 0.003 (5 s
 without), peaks and their boxes of 150 and 300 variables 0.1 to 0.6, random walks 0.8 to 1.2, what sweeps solve 1.0 to
 1.3; float32 0.4 to 1.3. Two of 40 boxes of 300 peaks, left at an optimality of 3e-4, are solved. To compile this for
-many columns as well takes 2 s. Slower than before, and left so: easy boxes of peaks and of low rank, 0.04 to 0.12 s for
-20 columns of 150 variables; singular programs that are unbounded, 0.08 to 0.4 s.
+many columns as well takes 2 s. Slower than before, and left so: singular programs that are unbounded, 0.08 to 0.4 s for
+20 columns of 150 variables.
 """
 
 import jax.numpy as jnp

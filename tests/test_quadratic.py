@@ -9,7 +9,7 @@ from scipy.optimize import nnls as scipy_nnls
 import jaxnnls
 from jaxnnls import Status
 from jaxnnls._dual_active_set import dual_active_set
-from jaxnnls._iteration import FEW_COLUMNS
+from jaxnnls._iteration import FEW_COLUMNS, TRIES
 from jaxnnls._objective import Problem, gradient, natural_residual
 from jaxnnls._small import SOME
 
@@ -117,10 +117,24 @@ def test_many_columns_of_a_gram_system_cost_what_each_costs_alone(x64):
     sol = jaxnnls.box_qp(Q, columns)
     np.testing.assert_array_equal(sol.status, Status.CONVERGED)
     few = jaxnnls.box_qp(Q, columns[:, :FEW_COLUMNS])
-    np.testing.assert_array_equal(sol.nit[:FEW_COLUMNS], few.nit)
+    np.testing.assert_array_equal(sol.nit[:FEW_COLUMNS], few.nit + TRIES)
     np.testing.assert_allclose(Q @ sol.x[:, :FEW_COLUMNS], Q @ few.x, atol=1e-9 * np.abs(q).max())
     for column, x in zip(columns.T, np.asarray(sol.x).T):
         assert optimality(Q, column, x) < 1e-13
+
+
+@pytest.mark.parametrize("close", [False, True])
+def test_boxes_that_sweeps_solve_take_no_pivots(x64, close):
+    n, N = 140, 12
+    rng = np.random.default_rng(3)
+    A = rng.standard_normal((2 * n, n))
+    if close:
+        A[:, 1] = A[:, 0] + 1e-5 * A[:, 2]
+    A /= np.linalg.norm(A, axis=0)
+    q = A.T @ (rng.standard_normal((2 * n, N)) + A @ rng.standard_normal((n, N)))
+    sol = jaxnnls.box_qp(A.T @ A, q, (-0.02, 0.02))
+    np.testing.assert_array_equal(sol.status, Status.CONVERGED)
+    assert np.max(sol.nit) <= TRIES  # 6 by pivots
 
 
 def test_gram_systems_under_vmap(x64):
