@@ -26,6 +26,20 @@ and by descent and rescue, and how many of the columns were left at PRECISION (f
     200 x 100 decay curves    1360, 5200   31, 87 %     256 x 84 chroma            870, 22      0, 0
     200 x 50 Gaussian peaks   96, 720      0, 2 %       1025 x 128 learnt          23000, 300   0, 0
 
+Beyond 128 variables, 40 columns, milliseconds a column here and by descent and rescue in float32, then in float64, and
+how many columns were left (SciPy: decay curves 0.2, 0.9, 2 and 6, peaks 0.7, 1.5, 5 and 20 ms):
+
+    300 x 200 decay, random       0.44, 2.8    0, 3      0.62, 5.1   0, 0
+    300 x 200 decay, with noise   6.6, 13      18, 40    4, 19       0, 11
+    225 x 150 peaks               1.5, 8.8     0, 2      1.6, 15     0, 0
+    450 x 300 peaks               5.9, 73      0, 2      12, 156     0, 0
+    750 x 500 peaks               22, 390      0, 4      50, 610     0, 0
+    750 x 500 of rank 166         95, 143      2, 36     37, not waited for
+    450 x 300, half duplicates    9.3, 5.9     1, 0      13, 6.8     0, 0
+
+The last are slower so. For 300 x 200 uniform columns plus 3, which are not crowded, descent takes its 20 steps and then
+pivots: 0.63 ms a column instead of 2.2, in float64 1.1 instead of 5.4. Groups of 1 to 16 columns are alike there.
+
 The direction is part of the state: XLA computes what several loops use once for each of them, but what one step leaves
 for the next only once (119 against 69 ms for the 20,000 curves). So are the weights of its sum, and the pivot, values
 of their own (0.77 of the time of all steps).
@@ -47,7 +61,7 @@ from jaxnnls._objective import (
     with_columns,
 )
 from jaxnnls._queue import work_off
-from jaxnnls._small import first, materialised, weighted_sum
+from jaxnnls._small import SOME, first, materialised, weighted_sum
 
 VISITS = 4
 GROUP = 256  # columns that take steps together, at most
@@ -179,6 +193,6 @@ def active_set(problem: Problem, gram: Array, x: Array, active: Array, tol: Arra
         return Solved(end.x, ~jnp.any(close, axis=0), end.nit), ~end.done & (end.nit < most)
 
     start = Solved(x, jnp.zeros_like(active), jnp.zeros_like(active, jnp.int32))
-    size = max(8, group_size(GROUP, GROUP_ELEMENTS, n**2))
+    size = max(8 if n <= SOME else 4, group_size(GROUP, GROUP_ELEMENTS, n**2))
     given = (columns_of(problem), jnp.minimum(VISITS * n, max_steps))
     return work_off(run, given, start, active, size)

@@ -16,7 +16,9 @@ from jaxnnls._objective import einsum
 
 FEW = 16  # variables, for which sums are written out in full, and pivots are ahead of sweeps for any columns
 TOGETHER = 4  # terms of a longer sum in a turn of a loop; with 1, 40 decay curves take 1.1 times as long
-SOME = 128  # variables, up to which pivots are ahead of factorisations where columns are crowded
+# Variables, up to which pivots are ahead of factorisations where columns are crowded: of a Q, and of a tall A.
+SOME = 128
+MANY = 1024
 
 
 def materialised(v: Array) -> Array:

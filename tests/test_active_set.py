@@ -1,14 +1,17 @@
 """What the active-set method for few variables says beside its solutions."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
 
 import jaxnnls
+from jaxnnls import _iteration
 from jaxnnls._active_set import active_set
 from jaxnnls._matrix import prepare
 from jaxnnls._objective import Problem
+from jaxnnls._proximal import Rescued
 
 
 def test_columns_said_to_be_apart_are():
@@ -57,6 +60,49 @@ def test_crowded_columns_converge():
     solution = jaxnnls.lsq_linear(A, B.astype("f"), (0, jnp.inf))
     assert np.mean(solution.status == 0) > 0.95
     assert np.max(solution.optimality) < 1e-5
+
+
+@pytest.mark.parametrize("upper", [np.inf, 0.5])
+def test_more_than_128_crowded_columns(x64, upper):
+    # By descent and rescue some of these are left, and those that are not take ten times as long.
+    rng = np.random.default_rng(0)
+    m, n, N = 225, 150, 30
+    A = np.exp(-np.linspace(0, 1, m)[:, None] * np.geomspace(0.5, 100, n))
+    b = A @ (np.maximum(rng.standard_normal((n, N)), 0) * (rng.random((n, N)) < 0.1))
+    b += 0.01 * np.linalg.norm(b, axis=0) / np.sqrt(m) * rng.standard_normal((m, N))
+    solution = jaxnnls.lsq_linear(A, b, (0, upper))
+    np.testing.assert_array_equal(solution.status, 0)
+    for column, norm in zip(b.T[:3], solution.residual_norm):
+        best = scipy.optimize.lsq_linear(A, column, (0, upper), tol=1e-14, max_iter=1000)
+        assert norm**2 <= 2 * best.cost * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(("upper", "most"), [(0.5, 100), (0.05, 40), (0.01, 40)])
+def test_crowded_boxes_from_zero(upper, most):
+    # Where many variables are at their upper bounds pivots start from there: from 0, each of them would take two.
+    rng = np.random.default_rng(0)
+    m, n, N = 150, 100, 20
+    t = np.linspace(0, 1, m)[:, None]
+    A = np.exp(-0.5 * ((t - np.linspace(0, 1, n)) * n / 3) ** 2).astype("f")
+    b = A @ (np.maximum(rng.standard_normal((n, N)), 0) * (rng.random((n, N)) < 0.1))
+    solution = jaxnnls.lsq_linear(A, (b + 0.01 * rng.standard_normal((m, N))).astype("f"), (0, upper))
+    np.testing.assert_array_equal(solution.status, 0)
+    assert np.max(solution.nit) < most  # 99 and 75 from 0
+
+
+def test_what_descent_leaves_is_first_left_to_pivots(x64, monkeypatch):
+    def nobody(problem, matrix, x, g, optimality, pending, tol, left):
+        return Rescued(x, g, optimality, jnp.zeros_like(pending), jnp.zeros_like(left))
+
+    monkeypatch.setattr(_iteration, "rescue", nobody)
+    jax.clear_caches()
+    rng = np.random.default_rng(0)
+    # A large part in common, along which descent is slow, and not so much that columns would be crowded.
+    A, b = rng.random((120, 80)) + 3, rng.random((120, 20))
+    solution = jaxnnls.lsq_linear(A, b, (0, np.inf))
+    jax.clear_caches()
+    np.testing.assert_array_equal(solution.status, 0)
+    assert np.max(solution.nit) > _iteration.DESCENT_STEPS
 
 
 @pytest.mark.parametrize("bounds", [(-np.inf, np.inf), (-0.3, 0.4)])
