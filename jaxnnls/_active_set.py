@@ -37,8 +37,8 @@ how many columns were left (SciPy: decay curves 0.2, 0.9, 2 and 6, peaks 0.7, 1.
     750 x 500 of rank 166         95, 143      2, 36     37, not waited for
     450 x 300, half duplicates    9.3, 5.9     1, 0      13, 6.8     0, 0
 
-Half duplicates are slower so. For 300 x 200 uniform columns plus 3, which are not crowded, descent takes its 20 steps and then
-pivots: 0.63 ms a column instead of 2.2, in float64 1.1 instead of 5.4. Groups of 1 to 16 columns are alike there.
+Half duplicates are slower so. For 300 x 200 uniform columns plus 3, which are not crowded, descent takes its 20 steps
+and then pivots: 0.66 ms a column instead of 2.2, in float64 1.1 instead of 5.4. Groups of 1 to 16 columns are alike.
 
 The direction is part of the state: XLA computes what several loops use once for each of them, but what one step leaves
 for the next only once (119 against 69 ms for the 20,000 curves). So are the weights of its sum, and the pivot, values
