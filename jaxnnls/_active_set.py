@@ -65,7 +65,7 @@ from jaxnnls._small import SOME, first, materialised, weighted_sum
 
 VISITS = 4
 GROUP = 256  # columns that take steps together, at most
-GROUP_ELEMENTS = 2**17  # of their tableaus, at most: they have to stay in the cache
+GROUP_ELEMENTS = 2**17  # of their tableaus, at most, but for 8 or 4 columns: they have to stay in the cache
 LEFT = 8  # of so many columns of a group one may be left for the next round: it begins anew, but need not be waited for
 CLEAR = 100  # d^2 of this many eps / (smallest pivot) can be told from none, whatever rounding has done to T
 SMALL_PIVOT = 1e-3  # a T_jj below this counts as this in the choice of a variable

@@ -25,7 +25,7 @@ from jaxnnls._objective import Problem, attainable, einsum, gradient, natural_re
 from jaxnnls._proximal import Rescued, rescue
 from jaxnnls._quadratic import solve_quadratic
 from jaxnnls._scaling import relative
-from jaxnnls._small import FEW, MANY, SOME
+from jaxnnls._small import FEW, pivots_pay
 from jaxnnls._uniqueness import face_at, judge_faces
 
 DESCENT_STEPS = 20
@@ -116,7 +116,7 @@ def minimise(
         x, nit = solve_quadratic(problem, matrix, x, active, tol, options.max_steps)
     elif gram is not None and n <= FEW:
         x, apart, nit = active_set(problem, gram, x, active, tol, left)
-    elif gram is not None and n <= (MANY if problem.Q is None else SOME) and matrix.inverse is None:
+    elif gram is not None and pivots_pay(n, problem.Q is not None) and matrix.inverse is None:
         # Where 0 is inside the bounds, free sets are as large and ill-conditioned as the matrix.
         lower, upper = problem.lower, problem.upper
         signed = active & jnp.all((lower >= 0) | (upper <= 0), axis=0)

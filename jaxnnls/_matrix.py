@@ -11,7 +11,7 @@ from jaxnnls._factor import inverse_and_factor, qr
 from jaxnnls._loops import once
 from jaxnnls._objective import Problem, einsum
 from jaxnnls._scaling import Scales, matrix_scales, relative, scale_matrix
-from jaxnnls._small import FEW, MANY, SOME
+from jaxnnls._small import FEW, pivots_pay
 
 START_RIDGE = 1e-3  # 1e-4 is as good; with 1e-2, 256 x 84 chroma takes 1.2 times the steps
 CLOSE = 1e-3  # the distance of a unit column from the span of the others; in 128 learnt spectra 6e-2 and more
@@ -90,7 +90,7 @@ def prepare(problem: Problem) -> Matrix:
     start, crowded = None, jnp.zeros_like(finite)
     if gram is not None:
         ridged = gram + START_RIDGE * jnp.eye(n, dtype=gram.dtype)
-        if FEW < n <= (MANY if scaled.Q is None else SOME) and inverse is None:
+        if n > FEW and pivots_pay(n, scaled.Q is not None) and inverse is None:
             # Columns that do not count are zero: no small singular values.
             counted = jnp.where(jnp.eye(n, dtype=bool), jnp.maximum(gram, 1), gram)
             crowded = is_crowded(counted, close)

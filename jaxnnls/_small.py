@@ -21,6 +21,11 @@ SOME = 128
 MANY = 1024
 
 
+def pivots_pay(n: int, quadratic: bool) -> bool:
+    """Whether pivots may be ahead of factorisations, for a Q or a tall A of n variables."""
+    return n <= (SOME if quadratic else MANY)
+
+
 def materialised(v: Array) -> Array:
     """v as a value of its own, (n, k): what XLA fuses, it computes anew for each element of what it fuses it into.
 
