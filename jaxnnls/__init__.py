@@ -83,7 +83,8 @@ Nothing raises inside a compiled function. Each column has a `Status`, whose `St
 One call goes through them in this order, and back: `_api` (public functions), `_problem` (checks, shapes), `_programs`
 (outside of jit, which compiled programs to use), `_stages` (one call as one program, or as two), `_derivative` (the
 rule through the KKT conditions), `_solver` (one block of columns after another), `_iteration` (which of the solver's
-parts takes which columns), and these parts: `_dual`, `_active_set`, `_quadratic`, `_descent` and `_proximal`.
+parts takes which columns), and these parts: `_dual`, `_minimise` (which calls `_descent`, `_active_set`,
+`_dual_active_set` and `_interior`) and `_proximal`.
 `_objective` holds the objective, written once.
 """
 

@@ -166,7 +166,7 @@ def dual_active_set(problem: Problem, K: Array, x: Array, active: Array, limit: 
     x : Array, shape (n, k)
         Returned where nothing better is found.
     active : Array of bool, shape (k,)
-    limit : Array of int, shape ()
+    limit : Array of int, shape (k,)
         On pivots.
 
     Returns
@@ -177,7 +177,7 @@ def dual_active_set(problem: Problem, K: Array, x: Array, active: Array, limit: 
     n, dtype = len(K), K.dtype
     slots = -(-min(n, SLOTS) // CHUNK) * CHUNK
 
-    def solve(x: Array, lower: Array, upper: Array, active: Array) -> State:
+    def solve(x: Array, lower: Array, upper: Array, active: Array, limit: Array) -> State:
         nothing, zero = jnp.zeros(slots, dtype), jnp.zeros((), jnp.int32)
         state = State(
             x=x,
@@ -195,8 +195,8 @@ def dual_active_set(problem: Problem, K: Array, x: Array, active: Array, limit: 
         )
         return while_loop(lambda state: state.going, lambda state: pivot(K, lower, upper, limit, state), state)
 
-    def run(given: Columns, old: Solved, own: Array) -> tuple[Solved, Array]:
-        part, x = with_columns(problem, given), old.x
+    def run(given: tuple[Columns, Array], old: Solved, own: Array) -> tuple[Solved, Array]:
+        part, limit, x = with_columns(problem, given[0]), given[1], old.x
 
         def judged(x: Array) -> tuple[Array, Array]:
             g = gradient(part, x)
@@ -204,7 +204,7 @@ def dual_active_set(problem: Problem, K: Array, x: Array, active: Array, limit: 
 
         start = jnp.zeros_like(x)
         start = fori_loop(2, lambda _, x: x - einsum("ij,jk->ik", K, gradient(part, x)), start)
-        end = jax.vmap(solve, in_axes=(1, 1, 1, 0))(start, part.lower, part.upper, own)
+        end = jax.vmap(solve, in_axes=(1, 1, 1, 0, 0))(start, part.lower, part.upper, own, limit)
         free = ~end.held.T
 
         def refine(state: Refinement) -> Refinement:
@@ -224,5 +224,5 @@ def dual_active_set(problem: Problem, K: Array, x: Array, active: Array, limit: 
         return Solved(jnp.where(better, state.x, x), end.pivots), jnp.zeros_like(own)
 
     start = Solved(x, jnp.zeros_like(active, jnp.int32))
-    end = work_off(run, columns_of(problem), start, active, group_size(GROUP))
+    end = work_off(run, (columns_of(problem), limit), start, active, group_size(GROUP))
     return end.x, end.pivots

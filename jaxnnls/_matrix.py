@@ -34,6 +34,7 @@ class Matrix(NamedTuple):
     rounding: Array  # (), the distance between columns of R that rounding leaves of dependent ones
     crowded: Array  # (), bool: whether many columns are almost combinations of others, where pivots may pay;
     # for a larger Q, whether any is
+    redundant: Array  # (), bool: whether many columns of a tall A are combinations of others, and the rest clearly not
     determined: Array  # (n, 1), bool: variables that are known to be the same in all minimisers
     singular: Array  # (), bool: whether minimisers may fail to be unique
     ranked: Array  # (), bool: whether the rank of A is beyond doubt, so that least norm means something on any face
@@ -60,7 +61,8 @@ def prepare(problem: Problem) -> Matrix:
     gram, gram_inverse, basis, inverse = None, None, None, None
     # Null vectors are zero where a ridge counts; one that is less than rounding is as good as none.
     determined = scaled.ridge > eps
-    independent, ranked, close = jnp.zeros_like(finite), jnp.ones_like(finite), jnp.zeros_like(finite)
+    ranked = jnp.ones_like(finite)
+    independent, close, redundant = (jnp.zeros_like(finite) for _ in range(3))
     rounding = 4 * jnp.sqrt(max(n, 1 if scaled.A is None else len(scaled.A))) * eps
     if scaled.A is None:
         assert scaled.Q is not None
@@ -85,7 +87,8 @@ def prepare(problem: Problem) -> Matrix:
             distance = rank.least_distance(rank.inverse(root + jnp.diag(jnp.where(scales.junk[:, 0], 1, 0))), n)
             singular = ~(distance > rounding)
             close = ~(distance > CLOSE)
-            ranked, involved = null_space(root, singular, rounding)
+            ranked, involved, redundant = null_space(root, singular, rounding)
+            redundant &= ranked
             determined |= ~involved
     start, crowded = None, jnp.zeros_like(finite)
     if gram is not None:
@@ -111,6 +114,7 @@ def prepare(problem: Problem) -> Matrix:
         inverse,
         rounding,
         crowded,
+        redundant,
         determined,
         singular,
         ranked,
@@ -153,7 +157,7 @@ def independent_rows(A: Array, inverse: Array, dependent: Array, rounding: Array
     return once(dependent, turn, (A, jnp.eye(len(A), dtype=A.dtype), inverse))
 
 
-def null_space(R: Array, singular: Array, rounding: Array) -> tuple[Array, Array]:
+def null_space(R: Array, singular: Array, rounding: Array) -> tuple[Array, Array, Array]:
     """What is known of the null vectors of a singular R, (n, n).
 
     Decay curves, say, have singular values of every size down to rounding: any of their columns is almost a combination
@@ -165,9 +169,11 @@ def null_space(R: Array, singular: Array, rounding: Array) -> tuple[Array, Array
         Whether every singular value is at rounding level, or well above it.
     involved : Array of bool, shape (n, 1)
         Which variables are not zero in all null vectors, as far as rounding can tell.
+    redundant : Array of bool, shape ()
+        Whether a good part of the singular values are at rounding level.
     """
 
-    def decompose(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def decompose(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         R = state[0]
         values, vectors = lapack.right_singular(R)
         null = values <= GAP * rounding
@@ -175,11 +181,11 @@ def null_space(R: Array, singular: Array, rounding: Array) -> tuple[Array, Array
         # Rounding turns a null vector by about so much. (A safe bound, `rounding` for 4 eps, hides what is real and
         # matters where a column is small.)
         angle = 4 * jnp.finfo(R.dtype).eps / jnp.min(jnp.where(null, jnp.inf, values), initial=jnp.inf)
-        return jnp.zeros_like(R), jnp.all(~null | (values <= rounding)), size > angle
+        none = values <= rounding
+        return jnp.zeros_like(R), jnp.all(~null | none), size > angle, jnp.mean(none.astype(R.dtype)) > CROWD
 
-    start = (R, jnp.ones_like(singular), jnp.ones((len(R), 1), bool))
-    _, ranked, involved = once(singular, decompose, start)
-    return ranked, involved
+    start = (R, jnp.ones_like(singular), jnp.ones((len(R), 1), bool), jnp.zeros_like(singular))
+    return once(singular, decompose, start)[1:]
 
 
 def is_crowded(H: Array, close: Array) -> Array:

@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import SingleDeviceSharding
 
-from jaxnnls._iteration import FEW_COLUMNS
+from jaxnnls._minimise import FEW_COLUMNS
 from jaxnnls._problem import Arguments, known
 from jaxnnls._stages import Output, solve_at_once, solve_in_stages, values
 

@@ -69,7 +69,7 @@ PATIENCE = 4
 CAUTION = 1e3  # how much larger sigma becomes after a step that failed, and smaller after one that did not
 SMALLEST = 0.1  # of the first sigma
 GROUP = 16  # columns that take a step together, at most: those that need this are few, and each has its own number
-GROUP_ELEMENTS = 2**16  # of the matrices that are factorised at a time, at most
+GROUP_ELEMENTS = 2**14  # of the matrices that are factorised at a time, at most
 
 MINIMISE, SHORTEN, DONE = range(3)
 

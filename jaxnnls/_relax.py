@@ -13,7 +13,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxnnls._interior import GROUP_ELEMENTS, Point, bounded, complementarity, interior_start, linearised, moved
+from jaxnnls._device import group_size
+from jaxnnls._interior import GROUP, GROUP_ELEMENTS, Point, bounded, complementarity, interior_start, linearised, moved
 from jaxnnls._objective import Columns, Problem, columns_of, gradient, with_columns
 from jaxnnls._queue import work_off
 
@@ -78,6 +79,6 @@ def relax(problem: Problem, H: Array, kappa: Array, active: Array) -> tuple[Poin
     start = interior_start(problem, H)
     nothing = jnp.zeros_like(active, jnp.int32)
     state = Relaxing(start, start, jnp.full_like(kappa, jnp.inf), nothing)
-    size = max(1, GROUP_ELEMENTS // len(H) ** 2)
+    size = group_size(GROUP, GROUP_ELEMENTS, len(H) ** 2)
     end = work_off(step, (columns_of(problem), kappa), state, active, size)
     return end.best, end.error

@@ -9,7 +9,7 @@ from scipy.optimize import nnls as scipy_nnls
 import jaxnnls
 from jaxnnls import Status
 from jaxnnls._dual_active_set import dual_active_set
-from jaxnnls._iteration import FEW_COLUMNS, TRIES
+from jaxnnls._minimise import FEW_COLUMNS, TRIES
 from jaxnnls._objective import Problem, gradient, natural_residual
 from jaxnnls._small import SOME
 
@@ -78,7 +78,7 @@ def test_bounds_become_active_one_by_one(x64, held):
     problem, expected, start = bounded_program(np.random.default_rng(held), 80, 4, held)
     active = jnp.array([True, True, False, True])
     solve = jax.jit(dual_active_set)
-    x, pivots = solve(problem, jnp.linalg.inv(problem.Q), jnp.asarray(start), active, jnp.asarray(400))
+    x, pivots = solve(problem, jnp.linalg.inv(problem.Q), jnp.asarray(start), active, jnp.full(4, 400))
     np.testing.assert_allclose(x[:, active], expected[:, active], atol=1e-9)
     np.testing.assert_array_equal(x[:, 2], start[:, 2])
     on_bounds = (expected == problem.lower) | (expected == problem.upper)
@@ -91,7 +91,7 @@ def test_too_many_active_bounds_are_left_to_others(x64, monkeypatch, slots, limi
     monkeypatch.setattr("jaxnnls._dual_active_set.SLOTS", slots)
     problem, expected, start = bounded_program(np.random.default_rng(7), 80, 2, 50)
     K = jnp.linalg.inv(problem.Q)
-    x, pivots = dual_active_set(problem, K, jnp.asarray(start), jnp.ones(2, bool), jnp.asarray(limit))
+    x, pivots = dual_active_set(problem, K, jnp.asarray(start), jnp.ones(2, bool), jnp.full(2, limit))
     assert np.all(np.isfinite(x)) and np.all((problem.lower <= x) & (x <= problem.upper))
     assert not np.allclose(x, expected, atol=1e-3) and np.all(pivots <= limit)
 
