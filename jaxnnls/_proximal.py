@@ -5,8 +5,9 @@ With R'R = A'A (or Q), from a feasible x_k with gradient g_k, a proximal step go
     g_k'(x - x_k) + 1/2 ||R (x - x_k)||^2 + ridge/2 ||x - x_k||^2 + sigma/2 ||x - x_k||^2,    lower <= x <= upper
 
 It converges for every convex problem, singular or not, in few steps as sigma is small (Rockafellar 1976,
-doi:10.1137/0314056), and no step raises the objective, so there are no cycles. sigma starts as small as the dtype
-allows, or a tenth of that once steps succeed; after a step that rounding spoilt it is larger. The minimiser is
+doi:10.1137/0314056), and no step raises the objective, so there are no cycles. The smaller sigma, the further a step
+goes, and the more of Newton's steps it takes, up to hundreds: so sigma starts large, and is a tenth of that after each
+step, down to a tenth of what the dtype allows; after a step that rounding spoilt it is larger. The minimiser is
 
     x = clip(a + W R'w)    where    R x + sigma w = R x_k
 
@@ -66,8 +67,9 @@ from jaxnnls._queue import work_off
 
 NEWTON_STEPS = 50  # of a proximal step; a projection ends by itself
 PATIENCE = 4
-CAUTION = 1e3  # how much larger sigma becomes after a step that failed, and smaller after one that did not
-SMALLEST = 0.1  # of the first sigma
+FIRST = 2e-3  # sigma, of the mean eigenvalue of A'A
+CAUTION = 10  # how much larger sigma becomes after a step that failed, and smaller after one that did not
+SMALLEST = 0.1  # sigma, of sqrt(eps) times the mean eigenvalue
 GROUP = 16  # columns that take a step together, at most: those that need this are few, and each has its own number
 GROUP_ELEMENTS = 2**14  # of the matrices that are factorised at a time, at most
 
@@ -134,10 +136,12 @@ def rescue(
         return jnp.sum((x / unit) ** 2, axis=0) / 2
 
     def mean_eigenvalue(R: Array) -> Array:
-        size = jnp.sum(R * R) / max(R.shape[0], 1)
-        return jnp.where(size > 0, size, 1)
+        mean = jnp.sum(R * R) / max(R.shape[0], 1)
+        return jnp.where(mean > 0, mean, 1)
 
-    sigma_step, damping = (root_eps * mean_eigenvalue(root) for root in (R, jnp.where(determined, 0, R.T * unit).T))
+    size = mean_eigenvalue(R)
+    smallest = SMALLEST * root_eps * size
+    damping = root_eps * mean_eigenvalue(jnp.where(determined, 0, R.T * unit).T)
 
     def equations_at(state: State, lower: Array, upper: Array) -> Equations:
         x, g, shorten = state.x, state.g, state.stage == SHORTEN
@@ -187,11 +191,12 @@ def rescue(
         shortest = ~singular | is_least(jnp.where(take, new_norm, norm), least)
         x, g = jnp.where(take, y, x), jnp.where(take, g_new, g)
         progress = better & (optimality < 0.5 * state.previous) | short
-        since = jnp.where(progress, 0, state.since + minimise)
+        # A step of large sigma that goes well gains a smaller sigma, if not yet more.
+        since = jnp.where(progress, 0, state.since + (minimise & ~(better & (state.sigma > smallest))))
         previous = jnp.where(progress, optimality, state.previous)
         optimality = jnp.where(take, optimality, state.optimality)
         sigma = jnp.where(better, state.sigma / CAUTION, state.sigma * jnp.where(minimise, CAUTION, 1))
-        sigma = jnp.where(short, damping, jnp.maximum(sigma, SMALLEST * sigma_step))
+        sigma = jnp.where(short, damping, jnp.maximum(sigma, smallest))
 
         # What is to be projected afterwards is first solved as well as rounding allows.
         optimal = optimality <= attainable(x, tol)
@@ -208,10 +213,10 @@ def rescue(
     zero = jnp.zeros_like(max_steps)
     optimal = optimality <= jnp.where(singular, rounding(x), attainable(x, tol))
     stage = jnp.where(optimal, jnp.where(singular, SHORTEN, DONE), MINIMISE)
-    sigma = jnp.broadcast_to(sigma_step, optimality.shape)
+    sigma = jnp.broadcast_to(FIRST * size, optimality.shape)
     least, rows = jnp.full_like(optimality, jnp.inf), jnp.zeros((len(R), x.shape[1]), x.dtype)
     inner = Iterate(rows, x, optimality, zero, zero)
     start = State(x, g, optimality, optimality, zero, sigma, zero, stage, least, inner)
-    size = group_size(GROUP, GROUP_ELEMENTS, R.shape[0] ** 2)
-    end = work_off(step, (columns_of(problem), max_steps), start, active & (stage < DONE), size)
+    group = group_size(GROUP, GROUP_ELEMENTS, R.shape[0] ** 2)
+    end = work_off(step, (columns_of(problem), max_steps), start, active & (stage < DONE), group)
     return Rescued(end.x, end.g, end.optimality, ~singular | is_least(half_norm(end.x), end.least), end.nit)

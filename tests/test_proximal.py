@@ -91,9 +91,25 @@ def test_least_norm_at_the_edge_of_the_cone(x64, seed):
     A, B = rng.standard_normal((30, 60)), rng.standard_normal((30, 40))
     sol = jaxnnls.lsq_linear(A, B, (0, np.inf))
     np.testing.assert_array_equal(sol.status, jaxnnls.Status.CONVERGED)
-    assert np.all(sol.residual_norm < 1e-9)
+    assert np.all(sol.residual_norm < 1e-9 * np.linalg.norm(B, axis=0))
     # Of least norm is x = max(0, A'w), whatever w.
     for x in np.asarray(sol.x).T:
         free = x > 0
         w = np.linalg.lstsq(A[:, free].T, x[free], rcond=None)[0]
         np.testing.assert_allclose(np.maximum(0, A.T @ w), x, atol=1e-7 * x.max())
+
+
+@pytest.mark.parametrize("bounds", [(0, 0.5), (-0.2, 0.2)])
+@pytest.mark.parametrize("crowd", ["decay curves", "random walks"])
+def test_boxes_of_wide_matrices_take_few_steps(x64, crowd, bounds):
+    # From a tiny sigma on, up to 390 steps, and some columns left at an optimality of 7e-2.
+    rng = np.random.default_rng(5)
+    m, n, N = 60, 200, 20
+    t, T = np.linspace(0, 10, m)[:, None], np.geomspace(0.1, 10, n)
+    A = np.exp(-t / T) if crowd == "decay curves" else np.cumsum(rng.standard_normal((m, n)), axis=0)
+    B = A @ (np.maximum(rng.standard_normal((n, N)), 0) * (rng.random((n, N)) < 0.3))
+    B += 0.3 * rng.standard_normal((m, N)) * np.linalg.norm(B, axis=0) / np.sqrt(m)
+    solution = jaxnnls.lsq_linear(A, B, bounds)
+    np.testing.assert_array_equal(solution.status, 0)
+    assert np.max(solution.nit) < 180
+    assert np.max(solution.optimality) < 1e-13
