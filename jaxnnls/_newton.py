@@ -10,10 +10,10 @@ it maximise that. The direction solves
 Gaussian A with about twice as many columns as rows, where half of all matrices fit anything and the others nothing, are
 the test of projections: on the way too few variables are free. Of 1680 random targets, 30 x 60 to 150 x 300, 271 ended
 at PRECISION in float64 and 324 in float32, with norms up to 1 % too large, while a projection ended after 10 steps that
-did not halve the misfit, and the weight of what is at a bound faded with the misfit alone; now 19 and 93, in 1.1 and
-1.2 of the time. Of 60 targets of wide A whose columns differ in size by 100 (float64), 18 were solved, now all, in 1.35
-of the time; what cannot be projected in float32 takes up to 1.4 times as long, and 2000 decay curves of 40 parameters,
-20 of which cannot, 1.2 times.
+did not halve the misfit, and the weight of what is at a bound faded with the misfit alone; then 19 and 93, in 1.1 and
+1.2 of the time (and none in float64, in 0.6, since proximal steps start with a large sigma). Of 60 targets of wide A
+whose columns differ in size by 100 (float64), 18 were solved, now all, in 1.35 of the time; what cannot be projected in
+float32 takes up to 1.4 times as long, and 2000 decay curves of 40 parameters, 20 of which cannot, 1.2 times.
 
 Not chosen: to end a projection (sigma = 0) that is close, keeps its free set and comes no closer by another step; it
 has its free set after five or six of 10 to 35 steps, and refines rounding in the others. 0.9 to 1 of the time for mel
