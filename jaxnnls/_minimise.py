@@ -121,7 +121,7 @@ def minimise(
         def by_interior_point(old: Minimised) -> Minimised:
             assert gram is not None
             x, steps = interior_point(problem, gram, old.x, pending, tol, left - old.nit)
-            return judged(x, old.apart, old.nit + steps)
+            return judged(x, old.apart & ~pending, old.nit + steps)
 
         state = if_any(pending, by_interior_point, state)
     return state

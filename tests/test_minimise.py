@@ -64,3 +64,16 @@ def test_columns_that_stand_twice_are_no_matter_for_pivots(x64, dtype, upper, mo
     np.testing.assert_array_equal(solution.status, 0)
     assert np.max(solution.nit) < most
     np.testing.assert_allclose(solution.x[:75], solution.x[75:], atol=1e-3 if dtype == "float32" else 1e-9)
+
+
+def test_the_interior_point_does_not_inherit_what_pivots_knew_of_their_columns(x64):
+    # With too few steps for all pivots it moves on to another face, and was believed to be the only minimiser there.
+    rng = np.random.default_rng(7)
+    A = rng.random((60, 13)) @ rng.random((13, 40))
+    B = A @ rng.random((40, 9))
+    B += 0.3 * B.std() * rng.standard_normal(B.shape)
+    least = np.linalg.norm(jaxnnls.nnls(A, B), axis=0)
+    for max_steps in range(23, 41, 3):
+        solution = jaxnnls.lsq_linear(A, B, (0, np.inf), max_steps=max_steps)
+        norm = np.linalg.norm(solution.x, axis=0)
+        assert np.all(norm[solution.success] <= least[solution.success] * (1 + 1e-6))
