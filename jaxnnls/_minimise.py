@@ -145,8 +145,9 @@ def few_inside(problem: Problem, x: Array) -> Array:
 
     A quarter of them in float32, three quarters in float64, where a step of rescue costs more. Of the time without
     pivots for what descent leaves: uniform columns plus 3 or 10, 0.3 to 0.7; in float64 also spectra of noise 0.3,
-    boxes of uniform columns plus 2 0.1 to 0.2, 128 learnt spectra 0.7. With three quarters in float32 as well: spectra
-    of noise 0.5 to 0.6, 128 learnt spectra 1.17, random walks 1.4. Where all are free, pivots take up to 10 times.
+    boxes of uniform columns plus 2 0.1 to 0.2, 128 learnt spectra 0.7 (0.9 to 0.97 with an interior point to follow).
+    With three quarters in float32 as well: spectra of noise 0.5 to 0.6, 128 learnt spectra 1.17, random walks 1.4.
+    Where all are free, pivots take up to 10 times.
     """
     quarters = 3 if jnp.finfo(x.dtype).bits > 32 else 1
     return 4 * inside_bounds(problem, x) <= quarters * len(x)

@@ -84,7 +84,9 @@ FIRST = 2e-3  # sigma, of the mean eigenvalue of A'A
 CAUTION = 10  # how much larger sigma becomes after a step that failed, and smaller after one that did not
 SMALLEST = 0.1  # sigma, of sqrt(eps) times the mean eigenvalue
 GROUP = 16  # columns that take a step together, at most: those that need this are few, and each has its own number
-GROUP_ELEMENTS = 2**14  # of the matrices that are factorised at a time, at most
+# Of the matrices that are factorised at a time, at most; with 2^16, mel bands that nothing fits take 1.04 to 1.1 times
+# the time for 80 and 128 rows (10 and 4 columns instead of 2 and 1), float32.
+GROUP_ELEMENTS = 2**14
 
 MINIMISE, SHORTEN, DONE = range(3)
 
