@@ -17,9 +17,11 @@ from jax import Array, lax
 
 from jaxnnls._conjugate import conjugate_gradients
 from jaxnnls._device import group_size
+from jaxnnls._loops import once
 from jaxnnls._objective import Problem, einsum
 from jaxnnls._pseudoinverse import pseudoinverse
 from jaxnnls._queue import work_off
+from jaxnnls._tridiagonal import bands, neighbours, solve
 
 CG_REDUCTION = 8  # eps
 # Columns whose matrices are factorised at a time: those on which conjugate gradients fail, 600 of 20,000 decay curves
@@ -91,12 +93,13 @@ def regular_face(H: Array, weight: Array) -> Callable[[Array], Array]:
     return lambda r: weight * linear_solve(product, matrices, weight, weight * r)
 
 
-def fit_face(A: Array, inverse: Array, unit: Array, weight: Array) -> Callable[[Array], Array]:
+def fit_face(A: Array, inverse: Array, tridiagonal: Array, unit: Array, weight: Array) -> Callable[[Array], Array]:
     """(B B')^-1, B = A diag(weight), on the rows of B that are not zero; maps (m, k).
 
     inverse is about (C C')^-1, C = A diag(unit). The preconditioner is D inverse D, where the diagonal D makes up for
     what the rows lose of their size to the variables that are not free, as in `least_norm` (mel inversion, value and
-    gradient: 1.5 to 1.75 times the value alone; without D 2.1 to 2.7).
+    gradient: 1.5 to 1.75 times the value alone; without D 2.1 to 2.7). Where B B' is tridiagonal, the preconditioner is
+    about its inverse.
     """
     fixed = lax.stop_gradient(A)
     left, rows = (einsum("ij,jk->ik", fixed**2, v**2) for v in (lax.stop_gradient(weight), unit))
@@ -109,8 +112,16 @@ def fit_face(A: Array, inverse: Array, unit: Array, weight: Array) -> Callable[[
     def matrices(weight: Array) -> Array:
         return einsum("ij,jk,lj->kil", fixed, weight**2, fixed)
 
+    squares = lax.stop_gradient(weight) ** 2
+    diagonals = jnp.zeros((2 * len(A) - 1, weight.shape[1]), A.dtype)
+    _, diagonals = once(tridiagonal, lambda state: (state[0], bands(neighbours(fixed), state[0])), (squares, diagonals))
+
+    # Rows of B may depend on others, in silent bands, and B B' be singular.
+    shift = jnp.where(left > 0, jnp.sqrt(jnp.finfo(A.dtype).eps) * left, 1)
+
     def precondition(v: Array) -> Array:
-        return D * einsum("ij,jk->ik", inverse, D * v)
+        _, direct = once(tridiagonal, lambda state: (state[0], solve(diagonals, shift, state[0])), (v, v))
+        return jnp.where(tridiagonal, direct, D * einsum("ij,jk->ik", inverse, D * v))
 
     return lambda r: linear_solve(product, matrices, weight, alive * r, precondition)
 

@@ -5,7 +5,7 @@ Each takes over the columns that the one before it left unsolved:
     wide A, no ridge, no l1:   `least_norm`, the dual: exact fits, already of least norm
     other problems:            `minimise`, descent, pivots or an interior point
     is the minimiser unique?   `judge_faces`, where A does not have full rank
-    what is left, and          `rescue`, proximal Newton with factorisations, a few columns at a time
+    what is left, and          `rescue`, proximal Newton with a system for each column, a few at a time
     whatever is not unique
 """
 
@@ -57,7 +57,16 @@ def iterate(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: 
         eligible = usable & ~jnp.any(matrix.determined & ~matrix.scales.junk) & jnp.all(problem.linear == 0, axis=0)
         low, high = problem.lower / unit, problem.upper / unit
         z, shortest, nit = least_norm(
-            C, matrix.inverse, problem.b, low, high, w, eligible, options.max_steps, matrix.independent
+            C,
+            matrix.inverse,
+            problem.b,
+            low,
+            high,
+            w,
+            eligible,
+            options.max_steps,
+            matrix.independent,
+            matrix.tridiagonal,
         )
         at_low, at_high = z <= low, z >= high
         z = jnp.clip(z * unit, problem.lower, problem.upper)

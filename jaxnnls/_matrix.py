@@ -12,6 +12,7 @@ from jaxnnls._loops import once
 from jaxnnls._objective import Problem, einsum
 from jaxnnls._scaling import Scales, matrix_scales, relative, scale_matrix
 from jaxnnls._small import FEW, pivots_pay
+from jaxnnls._tridiagonal import is_tridiagonal
 
 START_RIDGE = 1e-3  # 1e-4 is as good; with 1e-2, 256 x 84 chroma takes 1.2 times the steps
 CLOSE = 1e-3  # the distance of a unit column from the span of the others; in 128 learnt spectra 6e-2 and more
@@ -39,6 +40,7 @@ class Matrix(NamedTuple):
     singular: Array  # (), bool: whether minimisers may fail to be unique
     ranked: Array  # (), bool: whether the rank of A is beyond doubt, so that least norm means something on any face
     independent: Array  # (), bool: whether the rows of a wide A are independent, but for zeros
+    tridiagonal: Array  # (), bool: whether A diag(v) A' is for any v, with a wide A
     finite: Array  # (), bool
 
 
@@ -62,7 +64,7 @@ def prepare(problem: Problem) -> Matrix:
     # Null vectors are zero where a ridge counts; one that is less than rounding is as good as none.
     determined = scaled.ridge > eps
     ranked = jnp.ones_like(finite)
-    independent, close, redundant = (jnp.zeros_like(finite) for _ in range(3))
+    independent, close, redundant, tridiagonal = (jnp.zeros_like(finite) for _ in range(4))
     rounding = 4 * jnp.sqrt(max(n, 1 if scaled.A is None else len(scaled.A))) * eps
     if scaled.A is None:
         assert scaled.Q is not None
@@ -81,7 +83,8 @@ def prepare(problem: Problem) -> Matrix:
             singular = jnp.ones_like(finite)
             C = A * relative(scales).T
             inverse, independent = regularised_inverse(einsum("ij,kj->ik", C, C))
-            root, basis, inverse = independent_rows(A, inverse, ~independent, rounding)
+            tridiagonal = is_tridiagonal(A)
+            root, basis, inverse = independent_rows(A, inverse, ~(independent | tridiagonal), rounding)
         else:
             basis, root = qr(A)
             distance = rank.least_distance(rank.inverse(root + jnp.diag(jnp.where(scales.junk[:, 0], 1, 0))), n)
@@ -119,6 +122,7 @@ def prepare(problem: Problem) -> Matrix:
         singular,
         ranked,
         independent,
+        tridiagonal,
         finite,
     )
 

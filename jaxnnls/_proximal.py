@@ -31,29 +31,34 @@ Gaussian 150 x 300, float64: 240 of 240 solved, before 220, in half of the time.
 Until sigma is as small as it gets, a good step need not make progress otherwise: with a ridge of 1e-6 of the largest
 eigenvalue half of the columns were given up.
 
-Measured, float32, 128 x 1025 and 80 x 513 mel bands with 198 targets that nothing fits: 30 end at PRECISION, with
-optimalities to 2.4e-5, if sigma is not to fall below sqrt(eps); with a tenth of that 5, to 3.8e-6. With a fiftieth, of
-1200 tall A in boxes 97 are left instead of 110, of 1520 others 207 instead of 202, in 1.04 of the time.
+Where the systems are tridiagonal, as those of mel bands, elimination takes the place of factorisations
+(`_tridiagonal`), and sigma may fall further: of filter banks with l1, float64, 45 of 240 columns are left instead of 90
+with a fiftieth of sqrt(eps), and fewer still with eps^(3/4); in float32 it makes no difference. Such banks, nine kinds
+with six kinds of problems each, 40 columns: 0.3 of the time with factorisations. A smaller FIRST is no good there
+either: 2e-4 and 2e-5 take 2 to 6 times as long in boxes, and up to half of the columns are left.
 
-Measured and not chosen: groups of 16, 32 and 64 columns where the matrices are 128 x 128 (1.0 to 1.9 times the time of
-4); block principal pivoting (cycles on Gram systems with condition 1e11), projected Newton
-(zigzags there), adding one variable at a time (3 factorisations on an easy dictionary, 60 and more on wide problems
-without a unique minimiser; this takes 5 to 20 on all of them); the Newton system by the free block of H and the
-Woodbury formula (a third of the arithmetic for n <= m, but it loses sqrt(eps) and stops at an optimality of 1e-8).
-Conjugate gradients, preconditioned as in `least_norm`, in the place of factorisations for wide A, 64 columns a step:
-float32 0.4 of the time for 256 x 1025 mel bands, 0.55 for 256 x 513, 0.9 to 1.07 for 128 x 1025, as accurate, 1.1 for
-80 x 513; but what (A A')^-1 has to do with A_F A_F' differs from matrix to matrix, with independent rows too. 120 x 200
-Gaussian peaks, condition 760: none of 9 columns is solved, the optimality 3.5e-3 where factorisations reach 6e-7; with
-a ridge, and with many dependent rows, the same. float64 about twice the time, and some columns without a solution.
-Projections of wide A by `least_norm`, as exact fits of A x with the variables fixed that have a multiplier, in a second
-round of the block: 0.62 of the time for 256 x 513 mel bands, 0.85 for 128 x 1025, but 1.4 to 2 times for overlapping
-peaks and bands of more overlap (30 x 70 to 256 x 700), some of which then are not solved, and 1.1 to 2.2 with less
-patience. The condition of A A' does not tell them apart: that of the 256 bands is as large.
-The factorisation of an earlier step as the preconditioner of 15 conjugate gradients saves a third to a half of the
-factorisations for 4 to 11 conjugate gradients each. The problem with a ridge of 1e-4, by the same dual as `least_norm`,
-in the place of sweeps, and projections from its multipliers: 0.85 of the time for 128 mel bands with wild noise, 1.0
-for 256 x 513, but 2 to 5 times for peaks and for uniform and normal A. Projections whose first step frees what is free
-in x: 1.0.
+Measured by factorisations, float32, 128 x 1025 and 80 x 513 mel bands with 198 targets that nothing fits: 30 end at
+PRECISION, with optimalities to 2.4e-5, if sigma is not to fall below sqrt(eps); with a tenth of that 5, to 3.8e-6. With
+a fiftieth, of 1200 tall A in boxes 97 are left instead of 110, of 1520 others 207 instead of 202, in 1.04 of the time.
+
+Measured and not chosen: matrices of 16, 32 and 64 columns at a time where they are 128 x 128 (1.0 to 1.9 times the time
+of 4); block principal pivoting (cycles on Gram systems with condition 1e11), projected Newton (zigzags there), adding
+one variable at a time (3 factorisations on an easy dictionary, 60 and more on wide problems without a unique minimiser;
+this takes 5 to 20 on all of them); the Newton system by the free block of H and the Woodbury formula (a third of the
+arithmetic for n <= m, but it loses sqrt(eps) and stops at an optimality of 1e-8). Conjugate gradients, preconditioned
+as in `least_norm`, in the place of factorisations for wide A, 64 columns a step: float32 0.4 of the time for 256 x 1025
+mel bands, 0.55 for 256 x 513, 0.9 to 1.07 for 128 x 1025, as accurate, 1.1 for 80 x 513; but what (A A')^-1 has to do
+with A_F A_F' differs from matrix to matrix, with independent rows too. 120 x 200 Gaussian peaks, condition 760: none of
+9 columns is solved, the optimality 3.5e-3 where factorisations reach 6e-7; with a ridge, and with many dependent rows,
+the same. float64 about twice the time, and some columns without a solution. Projections of wide A by `least_norm`, as
+exact fits of A x with the variables fixed that have a multiplier, in a second round of the block: 0.62 of the time for
+256 x 513 mel bands, 0.85 for 128 x 1025, but 1.4 to 2 times for overlapping peaks and bands of more overlap (30 x 70 to
+256 x 700), some of which then are not solved, and 1.1 to 2.2 with less patience. The condition of A A' does not tell
+them apart: that of the 256 bands is as large. The factorisation of an earlier step as the preconditioner of 15
+conjugate gradients saves a third to a half of the factorisations for 4 to 11 conjugate gradients each. The problem with
+a ridge of 1e-4, by the same dual as `least_norm`, in the place of sweeps, and projections from its multipliers: 0.85 of
+the time for 128 mel bands with wild noise, 1.0 for 256 x 513, but 2 to 5 times for peaks and for uniform and normal A.
+Projections whose first step frees what is free in x: 1.0.
 """
 
 from typing import NamedTuple
@@ -64,7 +69,7 @@ from jax import Array
 
 from jaxnnls._device import group_size
 from jaxnnls._matrix import Matrix
-from jaxnnls._newton import Equations, Iterate, largest, newton_step
+from jaxnnls._newton import Equations, Iterate, Systems, largest, newton_step
 from jaxnnls._objective import (
     Columns,
     Problem,
@@ -77,16 +82,16 @@ from jaxnnls._objective import (
     with_columns,
 )
 from jaxnnls._queue import work_off
+from jaxnnls._tridiagonal import neighbours
 
 NEWTON_STEPS = 50  # of a proximal step; a projection ends by itself
 PATIENCE = 4
 FIRST = 2e-3  # sigma, of the mean eigenvalue of A'A
 CAUTION = 10  # how much larger sigma becomes after a step that failed, and smaller after one that did not
-SMALLEST = 0.1  # sigma, of sqrt(eps) times the mean eigenvalue
-GROUP = 16  # columns that take a step together, at most: those that need this are few, and each has its own number
-# Of the matrices that are factorised at a time, at most; with 2^16, mel bands that nothing fits take 1.04 to 1.1 times
-# the time for 80 and 128 rows (10 and 4 columns instead of 2 and 1), float32.
-GROUP_ELEMENTS = 2**14
+SMALLEST = 0.1  # sigma, of sqrt(eps) times the mean eigenvalue; for tridiagonal systems, eps^(3/4) of that eigenvalue
+# Columns that take a step together, at most: those that need this are few, and each has its own number. With 8 and 32,
+# mel bands with a ridge and ones that nothing fits, float32, take 1.1 to 1.4 and 0.8 to 1.3 times the time.
+GROUP = 16
 
 MINIMISE, SHORTEN, DONE = range(3)
 
@@ -154,8 +159,10 @@ def rescue(
         mean = jnp.sum(R * R) / max(R.shape[0], 1)
         return jnp.where(mean > 0, mean, 1)
 
+    wide = matrix.inverse is not None
+    systems = Systems(R, neighbours(R) if wide else None, matrix.tridiagonal)
     size = mean_eigenvalue(R)
-    smallest = SMALLEST * root_eps * size
+    smallest = jnp.where(matrix.tridiagonal, root_eps**1.5, SMALLEST * root_eps) * size
     damping = root_eps * mean_eigenvalue(jnp.where(determined, 0, R.T * unit).T)
 
     def equations_at(state: State, lower: Array, upper: Array) -> Equations:
@@ -178,7 +185,7 @@ def rescue(
     def step(given: tuple[Columns, Array], state: State, own: Array) -> tuple[State, Array]:
         part, max_steps = with_columns(problem, given[0]), given[1]
         equations = equations_at(state, part.lower, part.upper)
-        inner, rest, going = newton_step(R, equations, state.inner)
+        inner, rest, going = newton_step(systems, equations, state.inner, own)
         nit = state.nit + 1
         x, g, minimise = state.x, state.g, state.stage == MINIMISE
         going &= (~minimise | (inner.steps < NEWTON_STEPS)) & (nit < max_steps)
@@ -232,6 +239,6 @@ def rescue(
     least, rows = jnp.full_like(optimality, jnp.inf), jnp.zeros((len(R), x.shape[1]), x.dtype)
     inner = Iterate(rows, x, optimality, zero, zero)
     start = State(x, g, optimality, optimality, zero, sigma, zero, stage, least, inner)
-    group = group_size(GROUP, GROUP_ELEMENTS, R.shape[0] ** 2)
+    group = group_size(GROUP)
     end = work_off(step, (columns_of(problem), max_steps), start, active & (stage < DONE), group)
     return Rescued(end.x, end.g, end.optimality, ~singular | is_least(half_norm(end.x), end.least), end.nit)

@@ -38,6 +38,7 @@ from jaxnnls._face import fit_face, gram_face, hessian, regular_face, wide_face
 from jaxnnls._matrix import regularised_inverse
 from jaxnnls._objective import Problem, einsum, gradient, residual
 from jaxnnls._scaling import Scales, column_size, relative, scale_columns
+from jaxnnls._tridiagonal import is_tridiagonal
 
 
 class Shared(NamedTuple):
@@ -48,15 +49,17 @@ class Shared(NamedTuple):
     unit: Array  # (n, 1), scaled x / z
     H: Array | None  # (n, n); None for wide A
     inverse: Array | None  # (m, m), about (C C')^-1, C = A unit; for wide A
+    tridiagonal: Array | None  # (), bool: whether A diag(v) A' is for any v; for wide A
 
 
 def share(problem: Problem, dproblem: Problem, scales: Scales) -> Shared:
     """What the rules take, of a scaled problem and how it moves."""
     unit = relative(scales)
     if problem.A is None or problem.A.shape[0] >= problem.A.shape[1]:
-        return Shared(problem, dproblem, unit, hessian(problem), None)
+        return Shared(problem, dproblem, unit, hessian(problem), None, None)
     C = lax.stop_gradient(problem.A) * unit.T
-    return Shared(problem, dproblem, unit, None, regularised_inverse(einsum("ij,kj->ik", C, C))[0])
+    inverse, _ = regularised_inverse(einsum("ij,kj->ik", C, C))
+    return Shared(problem, dproblem, unit, None, inverse, is_tridiagonal(C))
 
 
 class Moving(NamedTuple):
@@ -122,10 +125,10 @@ def regular_rule(H: Array, free: Array, dg: Array) -> Array:
 
 def fit_rule(shared: Shared, block: Moving, free: Array) -> Array:
     """dz = dB'w + B'dw where z = B'w and B z = b less what the fixed variables explain."""
-    A, dA, inverse = block.problem.A, block.dproblem.A, shared.inverse
-    assert A is not None and dA is not None and inverse is not None
+    A, dA, inverse, tridiagonal = block.problem.A, block.dproblem.A, shared.inverse, shared.tridiagonal
+    assert A is not None and dA is not None and inverse is not None and tridiagonal is not None
     weight = jnp.where(free, shared.unit, 0)
-    solve = fit_face(A, inverse, shared.unit, weight)
+    solve = fit_face(A, inverse, tridiagonal, shared.unit, weight)
     w = solve(einsum("ij,jk->ik", A, jnp.where(free, block.x, 0)))
     _, dr = jax.jvp(residual, (block.problem, block.x), (block.dproblem, block.dx_fixed))
     dBw = weight * einsum("ij,ik->jk", dA, w)
@@ -135,7 +138,7 @@ def fit_rule(shared: Shared, block: Moving, free: Array) -> Array:
 
 def general_rule(shared: Shared, x: Array, free: Array, dg: Array) -> Array:
     """dz = -H_FF^+ dg_F + (I - H_FF^+ H_FF) (dH v)_F, of columns x, free and dg (n, k)."""
-    problem, dproblem, unit, H, _ = shared
+    problem, dproblem, unit, H, *_ = shared
     weight = jnp.where(free, unit, 0)
     if H is not None:
         face = gram_face(H, weight)
