@@ -86,11 +86,16 @@ def direction(systems: Systems, weight: Array, diagonal: Array, r: Array, own: A
     size = min(k, group_size(k, GROUP_ELEMENTS, p * p))
     identity = jnp.eye(p, dtype=R.dtype)
 
+    def by_factorisation(v: Array, shift: Array, r: Array) -> Array:
+        matrix = einsum("kij,lj->kil", v.T[:, None] * R, R) + shift[:, None, None] * identity
+        return jax.vmap(solve)(matrix, r.T).T
+
+    if products is None and size == k:
+        return by_factorisation(weight, diagonal, r)
+
     def factorise(state: tuple[Array, Array]) -> tuple[Array, Array]:
         at, d = state
-        v, shift, rhs = (lax.dynamic_slice_in_dim(a, at, size, axis=-1) for a in (weight, diagonal, r))
-        matrix = einsum("kij,lj->kil", v.T[:, None] * R, R) + shift[:, None, None] * identity
-        part = jax.vmap(solve)(matrix, rhs.T).T
+        part = by_factorisation(*(lax.dynamic_slice_in_dim(a, at, size, axis=-1) for a in (weight, diagonal, r)))
         return at + size, lax.dynamic_update_slice_in_dim(d, part, at, axis=1)
 
     count = jnp.where(eliminable, 0, jnp.sum(own))
