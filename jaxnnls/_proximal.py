@@ -35,7 +35,7 @@ Where the systems are tridiagonal, as those of mel bands, elimination takes the 
 (`_tridiagonal`), and sigma may fall further: of filter banks with l1, float64, 45 of 240 columns are left instead of 90
 with a fiftieth of sqrt(eps), and fewer still with eps^(3/4); in float32 it makes no difference. Such banks, nine kinds
 with six kinds of problems each, 40 columns: 0.3 of the time with factorisations. A smaller FIRST is no good there
-either: 2e-4 and 2e-5 take 2 to 6 times as long in boxes, and up to half of the columns are left.
+either: 2e-4 and 2e-5 take 2 to 6 times as long in boxes, and up to two thirds of the columns are left.
 
 Measured by factorisations, float32, 128 x 1025 and 80 x 513 mel bands with 198 targets that nothing fits: 30 end at
 PRECISION, with optimalities to 2.4e-5, if sigma is not to fall below sqrt(eps); with a tenth of that 5, to 3.8e-6. With
