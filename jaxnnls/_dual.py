@@ -69,6 +69,7 @@ from jaxnnls._objective import einsum, is_least
 from jaxnnls._queue import work_off
 from jaxnnls._tridiagonal import bands, neighbours, solve
 
+ENOUGH = 14  # eps: the misfit of what fits, of a b of size 1
 CG_STEPS = 80
 CG_REDUCTION = 0.015
 INACTIVE_WEIGHT = 1e-5  # mu, at the start
@@ -174,7 +175,7 @@ def least_norm(
     """
     m = A.shape[0]
     eps, mean = jnp.finfo(A.dtype).eps, jnp.sum(A * A) / m  # eigenvalue of A A'
-    enough, most = 14 * eps, jnp.where(independent, PATIENCE, IMPATIENCE)
+    enough, most = ENOUGH * eps, jnp.where(independent, PATIENCE, IMPATIENCE)
     most = jnp.where(tridiagonal, TRIDIAGONAL_PATIENCE, most)
     least_weight = jnp.where(tridiagonal, TRIDIAGONAL_WEIGHT, INACTIVE_WEIGHT)
     squares = A * A  # times weights, the diagonal of A diag(weight) A'

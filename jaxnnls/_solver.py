@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxnnls._blocks import block_size, broadcasting, fill_columns
+from jaxnnls._dual import ENOUGH
 from jaxnnls._iteration import Options, iterate
 from jaxnnls._matrix import Matrix, prepare
 from jaxnnls._objective import Problem, attainable, einsum, gradient, hidden, natural_residual
@@ -135,15 +136,18 @@ def solve_block(matrix: Matrix, original: Problem, block: Block, options: Option
 def reduced(matrix: Matrix, problem: Problem) -> Problem:
     """The problem with no more equations than variables: ||A x - b||^2 and ||R x - Q'b||^2 differ by a constant.
 
-    Zero rows of a wide R stand for what no A x has. Where b has of it no more than rounding, it has nothing.
+    Zero rows of a wide R stand for what no A x has. Where b has of it no more than rounding, it has nothing. Where
+    Q is a projection, and b has no more of it than rounding, b stays as it is, to the digits of its smallest entries.
     """
     if matrix.basis is None:
         return problem
     assert problem.b is not None
-    b = einsum("ij,ik->jk", matrix.basis, problem.b)
+    b, eps = einsum("ij,ik->jk", matrix.basis, problem.b), jnp.finfo(problem.b.dtype).eps
     if matrix.inverse is not None:
+        fits = jnp.sum((problem.b - b) ** 2, axis=0) <= (ENOUGH * eps) ** 2
+        b = jnp.where(matrix.tridiagonal & fits, problem.b, b)
         beyond = jnp.where(jnp.any(matrix.root != 0, axis=1, keepdims=True), 0, b)
-        b = jnp.where(jnp.sum(beyond * beyond, axis=0) <= jnp.finfo(b.dtype).eps, b - beyond, b)
+        b = jnp.where(jnp.sum(beyond * beyond, axis=0) <= eps, b - beyond, b)
     return problem._replace(A=matrix.root, b=b)
 
 

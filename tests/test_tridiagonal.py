@@ -97,3 +97,17 @@ def test_beside_another_matrix(dtype):
         expected = jaxnnls.nnls(a, b)
         tol = 1e-3 if dtype == np.float32 else 1e-8
         np.testing.assert_allclose(x, expected, atol=tol * np.abs(expected).max())
+
+
+def test_rows_that_repeat_others(dtype):
+    # What no A x has, in a direction in which rounding leaves A 1e-16, was fitted by variables of 1e16.
+    rng = np.random.default_rng(0)
+    row, B = rng.random((1, 10)), rng.standard_normal((2, 100))
+    lower = np.where(rng.random((10, 100)) < 0.3, -np.inf, -0.3)
+    bounds = lower, np.where(rng.random((10, 100)) < 0.5, np.inf, 0.4)
+    A, times = np.concatenate([row, 2.3 * row]).astype(dtype), np.array([1, 2.3]) / (1 + 2.3**2)
+    sol = jaxnnls.lsq_linear(A, B.astype(dtype), bounds)
+    np.testing.assert_array_equal(sol.status, jaxnnls.Status.CONVERGED)
+    # The same problem in one row.
+    x = jaxnnls.lsq_linear(row.astype(dtype), (times @ B)[None].astype(dtype), bounds).x
+    np.testing.assert_allclose(sol.x, x, rtol=0, atol=(1e-3 if dtype == np.float32 else 1e-8) * np.max(np.abs(x)))
