@@ -1,8 +1,9 @@
 """From a problem to its solution: prepare the matrix once, then solve block after block.
 
 A tall A is first replaced by the triangular factor R of A = Q R, and b by Q'b: the same problem with n equations, to
-rounding. A wide A whose rows are dependent is turned, so that some of them are zero. A block of scaled columns then
-goes to `_iteration`. What is said of the result, its optimality and status, is measured with A itself.
+rounding. A wide A whose rows are dependent is turned, so that some of them are zero, or b is projected on its range. A
+block of scaled columns then goes to `_iteration`. What is said of the result, its optimality and status, is measured
+with A itself.
 """
 
 import functools
