@@ -140,8 +140,7 @@ def independent_rows(
 
     Measured, 100 x 300 of rank 50 with exact fits, 240 columns: float64 0.011 of the time, the 21 that ended at
     PRECISION solved, and norms to a fifth less; float32 1.4 times the time, for the singular values. Exact fits of
-    60 x 200: float64, sums of rows 0.15 of the time, repeated rows of other sizes 0.3, mel bands of which some are
-    empty 0.5; float32 1 to 4 times.
+    60 x 200: float64, sums of rows 0.15 of the time, repeated rows of other sizes 0.3; float32 1 to 4 times.
 
     Returns
     -------
