@@ -66,7 +66,7 @@ def test_crowded_columns_converge():
 def test_more_than_128_crowded_columns(x64, upper):
     # By descent and rescue some of these are left, and those that are not take ten times as long.
     rng = np.random.default_rng(0)
-    m, n, N = 225, 150, 30
+    m, n, N = 225, 150, 10
     A = np.exp(-np.linspace(0, 1, m)[:, None] * np.geomspace(0.5, 100, n))
     b = A @ (np.maximum(rng.standard_normal((n, N)), 0) * (rng.random((n, N)) < 0.1))
     b += 0.01 * np.linalg.norm(b, axis=0) / np.sqrt(m) * rng.standard_normal((m, N))

@@ -216,9 +216,10 @@ def test_variables_at_a_bound_do_not_move():
     np.testing.assert_array_equal(dx[x == 0], 0)
 
 
-@pytest.mark.parametrize("lanes", [1, 2, 3, 4])
+@pytest.mark.parametrize("lanes", [1, 3])
 def test_singular_matrices_among_others_under_vmap(x64, lanes):
-    # XLA's minimum of numbers some of which are NaN is NaN for two lanes, and of the other numbers for three.
+    # XLA's minimum of numbers some of which are NaN is NaN for one or two lanes, and of the other numbers for three: as
+    # it happens to be compiled, so neither fewer matrices nor smaller ones would do.
     n, rank = 140, 40
     L = np.random.default_rng(0).standard_normal((n, rank)) / np.sqrt(n)
     singular = np.broadcast_to(L @ L.T, (10, n, n))

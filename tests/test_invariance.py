@@ -1,7 +1,6 @@
 """The same answer however it is asked for: batches, blocks, vmap, warm starts, units."""
 
 import functools
-import os
 import subprocess
 import sys
 
@@ -197,14 +196,13 @@ def test_strict_promotion():
 
 
 def test_batched_factorisations_do_not_block_each_other():
-    # Two that run at the same time wait for each other for ever: without `after` in `prepare`, within ten calls.
+    # Two that run at the same time wait for each other for ever: without `in_turn` in `_lapack`, within three calls.
     code = """
 import jax, jaxnnls, numpy as np
 rng = np.random.default_rng(0)
-A, B = (rng.uniform(size=(256, 40, n)).astype("f4") for n in (16, 8))
+A, B = (rng.uniform(size=(64, 120, n)).astype("f4") for n in (60, 2))
 solve = jax.jit(jax.vmap(jaxnnls.nnls))
-for _ in range(30):
+for _ in range(10):
     jax.block_until_ready(solve(A, B))
 """
-    # As users compile it.
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env={**os.environ, "XLA_FLAGS": ""})
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -72,7 +72,7 @@ def test_the_interior_point_does_not_inherit_what_pivots_knew_of_their_columns(x
     A = rng.random((60, 13)) @ rng.random((13, 40))
     B = A @ rng.random((40, 9))
     B += 0.3 * B.std() * rng.standard_normal(B.shape)
-    least = np.linalg.norm(jaxnnls.nnls(A, B), axis=0)
+    least = np.linalg.norm(jaxnnls.lsq_linear(A, B, (0, np.inf), max_steps=500).x, axis=0)
     for max_steps in range(23, 41, 3):
         solution = jaxnnls.lsq_linear(A, B, (0, np.inf), max_steps=max_steps)
         norm = np.linalg.norm(solution.x, axis=0)

@@ -182,6 +182,14 @@ def test_constants_inside_of_a_trace(kind, N):
     assert jax.eval_shape(lambda: jaxnnls.lsq_linear(A, B[:, :N])).x.shape == expected.shape
 
 
+def test_xla_computes_nothing_of_constants():
+    # It does that slowly, while it compiles, and complains on stderr.
+    A, B = random_problem("tall")
+    of_arguments = jax.jit(lambda A, B: jaxnnls.nnls(A, B)).lower(A, B).compile().as_text()
+    of_constants = jax.jit(lambda l1: jaxnnls.nnls(A, B, l1=l1)).lower(0.0).compile().as_text()
+    assert of_constants.count(" dot(") == of_arguments.count(" dot(") > 10
+
+
 def test_the_same_call_gives_the_same_numbers():
     for kind in ("duplicates", "tall", "misfits"):
         A, B = random_problem(kind)

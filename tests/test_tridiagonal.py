@@ -56,7 +56,7 @@ def test_the_order_of_rows_does_not_matter(bounds, penalty, kind, x64):
     rng = np.random.default_rng(0)
     A = triangles(20, 150)
     B, order = targets(rng, A, kind), rng.permutation(20)
-    options = {} if penalty == "none" else {penalty: 1e-2 if penalty == "ridge" else 1e-2 * np.max(A.T @ B)}
+    options = {} if penalty == "none" else {penalty: 1e-2 if penalty == "ridge" else 1e-2 * float(np.max(A.T @ B))}
     sol = jaxnnls.lsq_linear(A, B, BOUNDS[bounds], **options)
     shuffled = jaxnnls.lsq_linear(A[order], B[order], BOUNDS[bounds], **options)
     np.testing.assert_array_equal(sol.status, jaxnnls.Status.CONVERGED)
@@ -108,6 +108,7 @@ def test_rows_that_repeat_others(dtype):
     A, times = np.concatenate([row, 2.3 * row]).astype(dtype), np.array([1, 2.3]) / (1 + 2.3**2)
     sol = jaxnnls.lsq_linear(A, B.astype(dtype), bounds)
     np.testing.assert_array_equal(sol.status, jaxnnls.Status.CONVERGED)
-    # The same problem in one row.
-    x = jaxnnls.lsq_linear(row.astype(dtype), (times @ B)[None].astype(dtype), bounds).x
+    # The same problem in one row, beside one of zeros.
+    one = np.concatenate([row, 0 * row]).astype(dtype)
+    x = jaxnnls.lsq_linear(one, np.stack([times @ B, 0 * B[0]]).astype(dtype), bounds).x
     np.testing.assert_allclose(sol.x, x, rtol=0, atol=(1e-3 if dtype == np.float32 else 1e-8) * np.max(np.abs(x)))
