@@ -65,6 +65,10 @@ def linear_solve(
     weight = lax.stop_gradient(weight)
 
     def solve(product: Callable[[Array], Array], r: Array) -> Array:
+        # Cotangents may be as small or as large as there are numbers, but not their squares.
+        size = jnp.max(jnp.abs(r), axis=0)
+        size = jnp.where((size > 0) & (size < jnp.inf), size, 1)
+        r = r / size
         target = (CG_REDUCTION * jnp.finfo(r.dtype).eps) ** 2 * jnp.sum(r * r, axis=0)
         d, square = conjugate_gradients(product, r, target, 2 * p, precondition)
 
@@ -73,7 +77,8 @@ def linear_solve(
             K, _ = pseudoinverse(matrices(weight))
             return einsum("kij,jk->ik", K, r), jnp.zeros_like(own)
 
-        return work_off(direct, (weight, r), d, ~(square <= target), group_size(GROUP, GROUP_ELEMENTS, p**2))
+        missed = ~(square <= target)
+        return size * work_off(direct, (weight, r), d, missed, group_size(GROUP, GROUP_ELEMENTS, p**2))
 
     return lax.custom_linear_solve(product, r, solve, symmetric=True)
 

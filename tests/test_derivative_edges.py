@@ -203,6 +203,20 @@ def test_plain_columns_are_not_factorised(shape, x64, monkeypatch):
         np.testing.assert_allclose(value, same, rtol=0, atol=1e-10 * abs(same).max())
 
 
+@pytest.mark.parametrize("shape", [TALL, WIDE])
+def test_cotangents_of_any_size(shape):
+    # Of a mean over quiet spectra they were zero: their squares are nothing in float32.
+    rng = np.random.default_rng(1)
+    A = rng.random(shape, dtype="f")
+    B = A @ rng.random((shape[1], N), dtype="f")
+    weight = rng.normal(size=(shape[1], N)).astype("f")
+    slope = jax.jit(jax.grad(lambda A, B, size: jnp.sum(size * weight * jaxnnls.nnls(A, B)), (0, 1)))
+    expected = slope(A, B, np.float32(1))
+    for size in (1e-30, 1e-20, 1e20, 1e30):
+        for value, same in zip(slope(A, B, np.float32(size)), expected):
+            np.testing.assert_allclose(value / np.float32(size), same, rtol=0, atol=1e-4 * abs(same).max())
+
+
 def test_variables_at_a_bound_do_not_move():
     # Also where conjugate gradients fail: free variables whose columns differ by next to nothing.
     t = np.linspace(0, 4, 80)[:, None]
