@@ -84,7 +84,7 @@ def iterate(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: 
     pending, left = rest & ~(good & unique) & (nit < options.max_steps), options.max_steps - nit
 
     def rescued(old: Rescued) -> Rescued:
-        return rescue(problem, matrix, old.x, old.g, old.optimality, pending, options.tol, left)
+        return rescue(problem, matrix, old.x, old.g, old.optimality, pending, options.tol, left, warm)
 
     unsolved = Rescued(x, g, optimality, jnp.zeros_like(pending), jnp.zeros_like(nit))
     x, g, optimality, shortest, steps = if_any(pending, rescued, unsolved)

@@ -49,6 +49,7 @@ class Equations(NamedTuple):
     lower: Array  # (n, k)
     upper: Array  # (n, k)
     target: Array  # (rows of R, k)
+    noise: Array  # (k,), what rounding leaves of the target
     sigma: Array  # (k,)
     damping: Array  # (k,), sigma, or what a singular system needs where sigma is 0
 
@@ -116,7 +117,7 @@ def newton_step(systems: Systems, equations: Equations, at: Iterate, own: Array)
     Returns also the misfit target - R x, (rows of R, k), and whether another step can be of use, (k,).
     """
     R = systems.R
-    a, W, lower, upper, target, sigma, damping = equations
+    a, W, lower, upper, target, noise, sigma, damping = equations
     eps = jnp.finfo(R.dtype).eps
     size = largest(target)
     proximal, fresh = sigma > 0, at.steps == 0
@@ -131,8 +132,10 @@ def newton_step(systems: Systems, equations: Equations, at: Iterate, own: Array)
     r = misfit - sigma * w
     # Without sigma the damping fades with the residual, as in Levenberg and Marquardt's method, until what rounding
     # leaves of r where the matrix is singular, divided by the damping, would rule the search along d.
-    fade = jnp.where(proximal, 1, jnp.minimum(largest(r) / jnp.where(size > 0, size, 1), 1))
-    least = eps + jnp.where(proximal, 0, (4 * eps / jnp.maximum(fade, eps)) ** 2)
+    unit = jnp.where(size > 0, size, 1)
+    fade = jnp.where(proximal, 1, jnp.minimum(largest(r) / unit, 1))
+    unclear = jnp.minimum(4 * noise / (unit * jnp.maximum(fade, eps)), 4)
+    least = eps + jnp.where(proximal, 0, unclear**2)
     diagonal = jnp.maximum(damping * fade, 4 * damping / jnp.sqrt(eps) * least)
     # Without sigma, what is at a bound but may leave it keeps a little weight, so that no row is without any. It fades
     # as well, and after a few steps in vain by itself: where fewer are free than there are rows, the way until another

@@ -22,6 +22,7 @@ from jaxnnls._scaling import column_size, scale_columns
 from jaxnnls._solution import choose_status
 
 DEFAULT_MAX_STEPS = 500
+LARGEST_START = 16  # of scaled variables that are not the same in all minimisers
 
 
 class Result(NamedTuple):
@@ -111,10 +112,13 @@ def solve_block(matrix: Matrix, original: Problem, block: Block, options: Option
         x = jnp.where(jnp.isfinite(block.x_init), block.x_init * scales.s / beta, 0)
         x = jnp.where(jnp.isfinite(x), x, 0)
     x = jnp.clip(x, scaled.lower, scaled.upper)
+    problem = reduced(matrix, scaled)
+    if block.x_init is not None:
+        x = start_from(matrix, problem, x)
 
     # Judged with A itself, which rounds otherwise than R: the iteration aims a little lower.
     aim = options._replace(tol=0.9 * options.tol)
-    progress = iterate(matrix, reduced(matrix, scaled), x, usable, aim, block.x_init is not None)
+    progress = iterate(matrix, problem, x, usable, aim, block.x_init is not None)
     x, nit = progress.x, progress.nit
 
     # Finite data give finite answers, even where rounding has spoilt everything.
@@ -150,6 +154,18 @@ def reduced(matrix: Matrix, problem: Problem) -> Problem:
         beyond = jnp.where(jnp.any(matrix.root != 0, axis=1, keepdims=True), 0, b)
         b = jnp.where(jnp.sum(beyond * beyond, axis=0) <= eps, b - beyond, b)
     return problem._replace(A=matrix.root, b=b)
+
+
+def start_from(matrix: Matrix, problem: Problem, x: Array) -> Array:
+    """The user's start x (n, k), or in columns where it would do harm, the point next to 0.
+
+    What a start has in directions in which minimisers differ leaves its rounding in the answer. So where they may, it
+    has to be of moderate size, and better than none: of what nothing but 0 fits, rounding would be all there is.
+    """
+    none = jnp.clip(0, problem.lower, problem.upper)
+    better = jnp.sum((x - none) * (gradient(problem, x) + gradient(problem, none)), axis=0) < 0
+    moderate = jnp.max(jnp.abs(x), axis=0, initial=0) <= LARGEST_START
+    return jnp.where(~matrix.singular | (moderate & better), x, none)
 
 
 def diverges(matrix: Matrix, problem: Problem, x: Array) -> Array:

@@ -91,7 +91,7 @@ def test_crowded_boxes_from_zero(upper, most):
 
 
 def test_what_descent_leaves_is_first_left_to_pivots(x64, monkeypatch):
-    def nobody(problem, matrix, x, g, optimality, pending, tol, left):
+    def nobody(problem, matrix, x, g, optimality, pending, tol, left, warm):
         return Rescued(x, g, optimality, jnp.zeros_like(pending), jnp.zeros_like(left))
 
     def nothing(problem, H, x, active, tol, left):

@@ -14,12 +14,19 @@ from problems import TALL, WIDE, Problem
 import jaxnnls
 from jaxnnls._stages import _result
 
+
+def unbounded(problem):
+    return problem._replace(lower=np.full_like(problem.lower, -np.inf), upper=np.full_like(problem.upper, np.inf))
+
+
 CASES = {
     "tall": lambda rng: problems.full_rank(rng, *TALL, bounded=True),
     "tall duplicate": lambda rng: problems.fit(rng, *TALL, A=problems.deficient(rng, *TALL, "duplicate")),
     "wide fit": lambda rng: problems.fit(rng, *WIDE),
     "wide misfit": lambda rng: problems.wide_misfit(rng, *WIDE),
     "wide vertex": lambda rng: problems.vertex(rng, *WIDE),
+    "tall duplicate unbounded": lambda rng: unbounded(CASES["tall duplicate"](rng)),
+    "wide unbounded": lambda rng: unbounded(CASES["wide fit"](rng)),
 }
 SHAPES = {"tall": TALL, "wide": WIDE}
 
@@ -92,13 +99,16 @@ def test_vmap_over_matrices(shape, x64):
         close(jax.tree.map(lambda a, k=k: a[k], sol), jax.tree.map(np.asarray, solve(A[k], B, bounds)))
 
 
-@pytest.mark.parametrize("start", ["zero", "solution", "random", "huge", "nan"])
+@pytest.mark.parametrize("start", ["zero", "solution", "another", "random", "ones", "large", "huge", "nan"])
 @pytest.mark.parametrize("name", CASES)
 def test_warm_start(name, start, x64):
     args, _ = problem_of(name).astype("f8")
     expected = reference(name)
     noise = np.random.default_rng(0).normal(size=expected.x.shape)
-    x_init = {"zero": 0 * noise, "solution": expected.x, "random": noise, "huge": 1e6 * noise, "nan": noise * np.nan}
+    x_init = {"zero": 0 * noise, "solution": expected.x, "random": noise, "huge": 1e20 * noise, "nan": noise * np.nan}
+    x_init |= {"ones": 1 + np.abs(noise), "large": 1e6 * noise}
+    A = args[0]  # where bounds leave room for it, another minimiser
+    x_init["another"] = expected.x + 2 * (noise - np.linalg.pinv(A) @ (A @ noise))
     close(warm(*args, x_init[start]), expected)
 
 
