@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 
 import jaxnnls
 from jaxnnls import _relax
@@ -123,6 +124,17 @@ def test_columns_that_take_no_part(x64, scale):
     np.testing.assert_allclose(dA * scale, plain, rtol=1e-6, atol=1e-8)
 
 
+def test_fixed_variables_follow_their_lower_bound(x64):
+    # Scaled and back, some of them were above it, and followed the upper one.
+    A, B, lower, upper = problem_of("boxed")
+    for rng in map(np.random.default_rng, range(6)):
+        fixed = rng.random(lower.shape) < 0.5
+        low = np.where(fixed, upper * rng.random(lower.shape), lower)
+        args = A, B, low, np.where(fixed, low, upper)
+        _, dx = forward(args, (0 * A, 0 * B, np.ones_like(lower), 0 * upper))
+        np.testing.assert_allclose(dx[fixed], 1, rtol=1e-14)
+
+
 def test_smoothing_of_a_quadratic_program_and_under_vmap(x64):
     A, B, lower, upper = problem_of("boxed")
 
@@ -180,6 +192,16 @@ def test_every_column_of_many(kappa, x64):
         x = relaxed_by_newton(A, b, kappa)
         expected = np.linalg.solve(A.T @ A + np.diag(kappa / x**2), A.sum(0))
         np.testing.assert_allclose(dx_b, expected, rtol=0, atol=1e-7 * abs(expected).max())
+
+
+def test_what_has_no_relaxed_solution_has_no_derivative():
+    # Along d >= 0 with A d = 0 the barrier falls without limit; in float32 x was believed to be there at some point.
+    rng = np.random.default_rng(2)
+    A, B = rng.standard_normal((6, 12)), rng.standard_normal((6, 8)).astype("f")
+    ray = scipy.optimize.linprog(np.zeros(12), A_eq=np.vstack([A, np.ones(12)]), b_eq=np.append(np.zeros(6), 1))
+    assert ray.status == 0
+    _, dx = jax.jvp(lambda B: jaxnnls.nnls(A.astype("f"), B, smoothing=1e-3), (B,), (jnp.ones_like(B),))
+    assert np.isnan(dx).all(axis=0).all()
 
 
 def test_what_cannot_be_relaxed_has_no_derivative(x64, monkeypatch):
