@@ -10,7 +10,7 @@ from jaxnnls._evaluate import dual_and_residual_norm
 from jaxnnls._objective import Problem
 from jaxnnls._problem import DEFAULT_BLOCK_BYTES, Arguments, check, columns_back, pair, result_dtype
 from jaxnnls._programs import solve
-from jaxnnls._solution import Solution
+from jaxnnls._solution import Solution, Status
 from jaxnnls._solver import Result
 from jaxnnls._stages import Output
 
@@ -234,13 +234,18 @@ def _solution_of(arguments: Arguments, problem: Problem, result: Result, block_b
         return a if dtype is None else a.astype(dtype)
 
     dtype = result_dtype(arguments)
+    status = result.status
+    if jnp.finfo(dtype).max < jnp.finfo(result.x.dtype).max:  # float16 cannot hold every answer
+        answer = jnp.concatenate([result.x, dual])
+        beyond = jnp.any(jnp.isfinite(answer) & jnp.isinf(answer.astype(dtype)), axis=0)
+        status = jnp.where(beyond & (status == Status.CONVERGED), Status.PRECISION, status)
     return Solution(
         x=back(result.x, dtype),
         dual=back(dual, dtype),
         residual_norm=back(residual_norm, dtype),
         optimality=back(result.optimality, dtype),
         nit=back(result.nit),
-        status=back(result.status),
+        status=back(status),
         active_mask=back(mask),
     )
 

@@ -49,8 +49,7 @@ def check(arguments: Arguments, quadratic: bool, block_bytes: int) -> tuple[Argu
     TypeError
         For complex or non-numeric arrays.
     """
-    arrays: list[Any] = [np.asarray(a) if isinstance(a, list | tuple) else a for a in arguments]
-    arguments = Arguments(*arrays)
+    arguments = Arguments(*map(_array, arguments))
     matrix, columns, lower, upper, x_init, ridge, l1, tol, max_steps, smoothing = arguments
     name, right = ("Q", "q") if quadratic else ("A", "B")
     for label, needed in (("lower", lower), ("upper", upper), ("ridge", ridge), ("l1", l1)):
@@ -85,7 +84,7 @@ def check(arguments: Arguments, quadratic: bool, block_bytes: int) -> tuple[Argu
         _check_real(label, value)
         if np.shape(value) != ():
             raise ValueError(f"Expected a scalar {label}, got shape {np.shape(value)}.")
-        if known(value) and np.asarray(value) < 0:
+        if known(value) and (np.asarray(value) < 0 or (label == "tol" and np.isnan(np.asarray(value)))):
             raise ValueError(f"Expected {label} >= 0, got {value}.")
     steps = 0.0 if max_steps is None or not known(max_steps) else float(np.asarray(max_steps))
     if not (steps.is_integer() and steps < 2**31):
@@ -95,7 +94,7 @@ def check(arguments: Arguments, quadratic: bool, block_bytes: int) -> tuple[Argu
     _check_tol(arguments)
     if not isinstance(block_bytes, int | np.integer) or block_bytes <= 0:
         raise ValueError(f"Expected block_bytes to be a positive int, got {block_bytes!r}.")
-    _check_box(lower, upper, l1, x_shape)
+    _check_box(arguments, x_shape)
     integers = {name: float(a) for name, a in arguments._asdict().items() if type(a) is int and name != "max_steps"}
     return arguments._replace(**integers), int(block_bytes)
 
@@ -107,10 +106,10 @@ def _check_tol(arguments: Arguments) -> None:
         return
     dtype = jnp.promote_types(result_dtype(arguments), jnp.float32)
     if 0 < np.asarray(tol) < jnp.finfo(dtype).eps:
-        raise ValueError(
-            f"Expected tol >= {jnp.finfo(dtype).eps:.1e}, the rounding error of {dtype}, got {tol}: the data are"
-            " float64, but JAX computes in float32 until jax.config.update('jax_enable_x64', True)."
-        )
+        why = "; None is the smallest of use."
+        if dtype != np.float64:
+            why = ": the data are float64, but JAX computes in float32 until jax.config.update('jax_enable_x64', True)."
+        raise ValueError(f"Expected tol >= {jnp.finfo(dtype).eps:.1e}, the rounding error of {dtype}, got {tol}{why}")
 
 
 def pair(bounds: tuple[ArrayLike, ArrayLike]) -> tuple[ArrayLike, ArrayLike]:
@@ -120,6 +119,16 @@ def pair(bounds: tuple[ArrayLike, ArrayLike]) -> tuple[ArrayLike, ArrayLike]:
     except (TypeError, ValueError):
         raise ValueError(f"Expected bounds to be a pair (lower, upper), got {bounds!r}.") from None
     return lower, upper
+
+
+def _array(a: Any) -> Any:
+    """A list as an array; and integers that JAX would wrap, as numbers of its default float dtype."""
+    a = np.asarray(a) if isinstance(a, list | tuple) else a
+    if isinstance(a, np.ndarray | np.integer) and np.issubdtype(a.dtype, np.integer) and a.size:
+        held = np.iinfo(jax.dtypes.canonicalize_dtype(a.dtype))
+        if a.min() < held.min or a.max() > held.max:
+            return a.astype(np.float32)
+    return a
 
 
 def _check_real(label: str, value: ArrayLike) -> None:
@@ -143,9 +152,12 @@ def _check_bound(label: str, shape: tuple[int, ...], x_shape: tuple[int, ...], n
         raise ValueError(f"Expected {label} to broadcast to the shape of x, {x_shape}, got shape {shape}.")
 
 
-def _check_box(lower: ArrayLike, upper: ArrayLike, l1: ArrayLike, x_shape: tuple[int, ...]) -> None:
+def _check_box(arguments: Arguments, x_shape: tuple[int, ...]) -> None:
+    lower, upper, l1 = arguments.lower, arguments.upper, arguments.l1
     if known(lower) and known(upper):
-        low, high = (np.asarray(bound) for bound in (lower, upper))
+        dtype = jnp.promote_types(result_dtype(arguments), jnp.float32)
+        with np.errstate(over="ignore"):  # what is beyond it is infinite
+            low, high = (np.asarray(bound).astype(dtype) for bound in (lower, upper))
         if len(x_shape) > 1:
             low, high = (bound[:, None] if bound.ndim == 1 else bound for bound in (low, high))
         crossed = low > high

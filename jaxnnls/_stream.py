@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxnnls._api import lsq_linear
-from jaxnnls._problem import DEFAULT_BLOCK_BYTES
+from jaxnnls._problem import DEFAULT_BLOCK_BYTES, pair
 from jaxnnls._solution import Solution
 
 
@@ -63,11 +63,11 @@ def lsq_linear_blocks(
     [(2, 4), (2, 3)]
     """
     A = jnp.array(A)  # for as long as there are blocks
-    for bound in bounds:
+    for bound in pair(bounds):
         if np.ndim(bound) > 1:
             raise ValueError(f"Expected bounds that all columns share, got shape {np.shape(bound)}; see lsq_linear.")
-    if width is not None and width < 1:
-        raise ValueError(f"Expected width >= 1, got {width}.")
+    if width is not None and not (isinstance(width, int | np.integer) and width > 0):
+        raise ValueError(f"Expected width to be a positive int, got {width!r}.")
 
     def start(block: ArrayLike) -> tuple[Solution, int]:
         nonlocal width

@@ -42,8 +42,16 @@ SHAPES = {
     "max_steps, float": (lambda: jaxnnls.nnls(A, B, max_steps=2.5), "Expected max_steps to be an integer .*, got 2.5"),
     "max_steps, large": (lambda: jaxnnls.nnls(A, B, max_steps=10**10), "Expected max_steps to be an integer below"),
     "block_bytes": (lambda: jaxnnls.nnls(A, B, block_bytes=0), "Expected block_bytes to be a positive int, got 0"),
+    "blocks, one bound": (lambda: next(jaxnnls.lsq_linear_blocks(A, [B], None)), "Expected bounds to be a pair"),
+    "width, float": (lambda: next(jaxnnls.lsq_linear_blocks(A, [B], width=2.5)), "Expected width to be a positive int"),
     "block_bytes, float": (lambda: jaxnnls.nnls(A, B, block_bytes=1e6), "Expected block_bytes to be a positive int"),
 }
+
+
+def with_x64(solve, **options):
+    with jax.enable_x64(True):
+        return solve(A.astype("d"), B, **options)
+
 
 VALUES = {
     "lower > upper": (lambda: ls(A, B, (1, 0)), "Expected lower <= upper, got lower > upper in 1 of 1 places"),
@@ -58,6 +66,12 @@ VALUES = {
         lambda: jaxnnls.nnls(A.astype("d"), B, tol=1e-10),
         r"Expected tol >= 1.2e-07, the rounding error of float32, got 1e-10: .*jax_enable_x64",
     ),
+    "tol, float64 after all": (
+        lambda: with_x64(jaxnnls.nnls, tol=1e-20),
+        "the rounding error of float64, got 1e-20; None",
+    ),
+    "tol, nan": (lambda: jaxnnls.nnls(A, B, tol=np.nan), "Expected tol >= 0, got nan"),
+    "lower beyond float32": (lambda: ls(A, B, (1e39, np.inf)), "Expected lower < inf and upper > -inf"),
     "l1, lower < 0": (lambda: ls(A, B, (-1, 1), l1=0.1), "Expected lower >= 0 where l1 > 0"),
     "l1, no bounds": (lambda: ls(A, B, l1=0.1), "Expected lower >= 0 where l1 > 0"),
     "l1, lower < 0, qp": (lambda: qp(Q, q, (np.array([0, -1, 0]), 1), l1=0.1), "Expected lower >= 0 where l1 > 0"),
@@ -134,3 +148,9 @@ def test_lists_are_arrays():
     np.testing.assert_allclose(x, [0, 1.7], atol=1e-5)
     sol = ls([[1, 2], [3, 4]], [5, 6], ([0, 0], [1, 1]), x_init=[0, 0])
     np.testing.assert_allclose(sol.x, [0.8, 0.9], atol=1)
+
+
+def test_integers_beyond_int32_are_not_wrapped():
+    large = 3_000_000_000
+    for b in ([large, large, 1000], np.array([large, large, 1000])):
+        np.testing.assert_allclose(ls(Q, b, (0, np.full(3, 2**40))).x, b, rtol=1e-6, atol=1e-6 * large)

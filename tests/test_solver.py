@@ -191,6 +191,13 @@ def test_integers_and_half_precision():
         np.testing.assert_allclose(x.astype(float), exact, rtol=eps, atol=1e-5)
 
 
+def test_float16_says_what_it_cannot_hold():
+    A, B = np.diag([1e-3, 1]).astype(np.float16), np.array([[1000, 1], [1, 1]], np.float16)
+    sol = jaxnnls.lsq_linear(A, B)
+    np.testing.assert_array_equal(np.isinf(sol.x), [[True, False], [False, False]])
+    np.testing.assert_array_equal(sol.status, [jaxnnls.Status.PRECISION, jaxnnls.Status.CONVERGED])
+
+
 def test_start_without_bounds_saves_steps():
     # Columns with a common part, along which sweeps from 0 are slow: from there it is twice as many steps.
     rng = np.random.default_rng(0)

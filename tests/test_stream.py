@@ -73,7 +73,7 @@ def test_what_fails_comes_after_what_is_done():
 def test_shapes_are_checked():
     with pytest.raises(ValueError, match="all columns share"):
         list(jaxnnls.lsq_linear_blocks(np.eye(2), [np.ones((2, 3))], (0, np.ones((2, 3)))))
-    with pytest.raises(ValueError, match="width >= 1"):
+    with pytest.raises(ValueError, match="width to be a positive int, got 0"):
         list(jaxnnls.lsq_linear_blocks(np.eye(2), [np.ones((2, 3))], width=0))
     with pytest.raises(ValueError, match="blocks of shape"):
         list(jaxnnls.lsq_linear_blocks(np.eye(2), [np.ones(2)]))
