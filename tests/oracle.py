@@ -77,3 +77,21 @@ def least_norm(problem, X, weight=1e5):
             bounds = (problem.lower[loose, k], problem.upper[loose, k])
             answer[loose, k] = lsq_linear(stack, right, bounds, method="bvls", tol=1e-15, max_iter=1000).x
     return answer
+
+
+def pullback(problem, X, X_bar):
+    """The cotangents of A and B, given those of solutions X: the transposed formulas of `_tangent`, by columns."""
+    A, B = problem.A, problem.B
+    A_bar, B_bar = np.zeros(A.shape), np.zeros(B.shape)
+    for k in range(X.shape[1]):
+        free, x = (X[:, k] > problem.lower[:, k]) & (X[:, k] < problem.upper[:, k]), X[:, k]
+        A_F = A[:, free]
+        H = A_F.T @ A_F + problem.ridge * np.eye(A_F.shape[1])
+        inverse = np.linalg.pinv(H, rcond=1e-10)
+        u = np.zeros(len(x))
+        u[free] = inverse @ X_bar[free, k]
+        w = A_F @ inverse @ x[free]
+        B_bar[:, k] = A @ u
+        A_bar += np.outer(B[:, k] - A @ x, u) - np.outer(A @ u, x)
+        A_bar[:, free] += np.outer(w, X_bar[free, k] - inverse @ H @ X_bar[free, k])
+    return A_bar, B_bar

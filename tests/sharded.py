@@ -15,8 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from problems import Problem
 
 import jaxnnls
 
@@ -66,7 +68,8 @@ def devices():
     found = {}
     for shape in ((12, 5), (6, 15)):
         A, B = data(shape)
-        x, gradient = jax.jit(value_and_gradient(solve))(A, B)
+        x = np.asarray(solve(A, B))
+        gradient = oracle.pullback(Problem(A, B, 0 * x, 0 * x + np.inf), x, np.cos(x))
         kinds = (AxisType.Auto, AxisType.Explicit) if shape == (12, 5) else (AxisType.Explicit,)
         for kind in kinds:
             mesh = jax.make_mesh((8,), ("columns",), axis_types=(kind,))
