@@ -49,7 +49,7 @@ def check(arguments: Arguments, quadratic: bool, block_bytes: int) -> tuple[Argu
     TypeError
         For complex or non-numeric arrays.
     """
-    arguments = Arguments(*map(_array, arguments))
+    arguments = Arguments(*map(as_array, arguments))
     matrix, columns, lower, upper, x_init, ridge, l1, tol, max_steps, smoothing = arguments
     name, right = ("Q", "q") if quadratic else ("A", "B")
     for label, needed in (("lower", lower), ("upper", upper), ("ridge", ridge), ("l1", l1)):
@@ -121,10 +121,10 @@ def pair(bounds: tuple[ArrayLike, ArrayLike]) -> tuple[ArrayLike, ArrayLike]:
     return lower, upper
 
 
-def _array(a: Any) -> Any:
+def as_array(a: Any) -> Any:
     """A list as an array; and integers that JAX would wrap, as numbers of its default float dtype."""
     a = np.asarray(a) if isinstance(a, list | tuple) else a
-    if isinstance(a, np.ndarray | np.integer) and np.issubdtype(a.dtype, np.integer) and a.size:
+    if isinstance(a, np.ndarray | np.integer) and a.dtype.kind in "iu" and a.size:
         held = np.iinfo(jax.dtypes.canonicalize_dtype(a.dtype))
         if a.min() < held.min or a.max() > held.max:
             return a.astype(np.float32)
@@ -155,7 +155,7 @@ def _check_bound(label: str, shape: tuple[int, ...], x_shape: tuple[int, ...], n
 def _check_box(arguments: Arguments, x_shape: tuple[int, ...]) -> None:
     lower, upper, l1 = arguments.lower, arguments.upper, arguments.l1
     if known(lower) and known(upper):
-        dtype = jnp.promote_types(result_dtype(arguments), jnp.float32)
+        dtype = jnp.promote_types(jnp.result_type(arguments.matrix, arguments.columns, float), jnp.float32)
         with np.errstate(over="ignore"):  # what is beyond it is infinite
             low, high = (np.asarray(bound).astype(dtype) for bound in (lower, upper))
         if len(x_shape) > 1:

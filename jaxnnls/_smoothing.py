@@ -29,6 +29,8 @@ from jaxnnls._relax import relax
 from jaxnnls._scaling import column_size, matrix_scales, scale_columns, scale_matrix
 from jaxnnls._tangent import gradient_tangent, moving, unscaled
 
+FAR = 10  # times the size of the solution, in units of the data
+
 
 class Relaxed(NamedTuple):
     """Relaxed solutions, (n, N); NaN in columns that have none."""
@@ -109,9 +111,12 @@ def relaxed_columns(problem: Problem, x: Array, kappa: Array, block_bytes: int) 
         # The products of slacks and multipliers scale like beta^2.
         point, error = relax(scaled, H, (kappa / beta / beta)[0], usable)
         unit = beta / scales.s
-        # Without a relaxed solution there is no derivative: NaN, by slacks that are. Bad data have one of zero. (In
-        # float32 solutions are off by 1e-7; from 6e-6 on derivatives are by 5 to 60 %, and at 1e-4 x is on a ray.)
-        solved = error <= jnp.finfo(x.dtype).eps ** 0.75
+        # Without a relaxed solution there is no derivative: NaN, by slacks that are. Bad data have one of zero. In
+        # float32 an error of 1e-4 may be all that rounding leaves beside a small kappa, and may be that of a point on a
+        # ray along which the barrier falls without limit, far from the solution.
+        eps, own = jnp.finfo(x.dtype).eps, jnp.sum(jnp.abs(x) / unit, axis=0)
+        near = jnp.sum(jnp.abs(point.x), axis=0) <= FAR * (1 + own)
+        solved = (error <= eps**0.75) | ((error <= jnp.sqrt(eps)) & near)
         s, t = (jnp.where(solved, v * unit, jnp.nan) for v in (point.s, point.t))
         # A fixed variable is at its lower bound, which it follows, whatever scaling makes of it.
         x = jnp.where(clean.lower == clean.upper, clean.lower, point.x * unit)

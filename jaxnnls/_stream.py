@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxnnls._api import lsq_linear
-from jaxnnls._problem import DEFAULT_BLOCK_BYTES, pair
+from jaxnnls._problem import DEFAULT_BLOCK_BYTES, as_array, pair
 from jaxnnls._solution import Solution
 
 
@@ -62,7 +62,7 @@ def lsq_linear_blocks(
     >>> [sol.x.shape for sol in jaxnnls.lsq_linear_blocks(A, blocks, bounds=(0, 1))]
     [(2, 4), (2, 3)]
     """
-    A = jnp.array(A)  # for as long as there are blocks
+    A = jnp.array(as_array(A))  # for as long as there are blocks
     for bound in pair(bounds):
         if np.ndim(bound) > 1:
             raise ValueError(f"Expected bounds that all columns share, got shape {np.shape(bound)}; see lsq_linear.")

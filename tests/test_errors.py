@@ -111,9 +111,10 @@ def test_type(name):
         call()
 
 
-@pytest.mark.parametrize("name", ["text", "objects"])
+@pytest.mark.parametrize("name", ["text", "objects", "durations"])
 def test_not_numbers(name):
-    bad = {"text": np.array([["a", "b"]]), "objects": np.array([[object()]])}[name]
+    bad = {"text": np.array([["a", "b"]]), "objects": np.array([[object()]]), "durations": np.ones((1, 1), "m8[s]")}
+    bad = bad[name]
     with pytest.raises(TypeError):
         jaxnnls.nnls(bad, np.ones(1))
 
@@ -154,3 +155,5 @@ def test_integers_beyond_int32_are_not_wrapped():
     large = 3_000_000_000
     for b in ([large, large, 1000], np.array([large, large, 1000])):
         np.testing.assert_allclose(ls(Q, b, (0, np.full(3, 2**40))).x, b, rtol=1e-6, atol=1e-6 * large)
+    blocks = jaxnnls.lsq_linear_blocks(np.eye(3, dtype=int) * large, [np.full((3, 1), large)])
+    np.testing.assert_allclose(next(blocks).x, 1, rtol=1e-6)

@@ -204,6 +204,14 @@ def test_what_has_no_relaxed_solution_has_no_derivative():
     assert np.isnan(dx).all(axis=0).all()
 
 
+def test_float32_beside_a_small_kappa():
+    rng = np.random.default_rng(0)
+    A = rng.random((16, 6), dtype="f")
+    B = 1000 * A @ np.maximum(rng.standard_normal((6, 60)), 0).astype("f")
+    _, dx = jax.jvp(lambda B: jaxnnls.nnls(A, B, smoothing=1e-4), (B,), (jnp.ones_like(B),))
+    assert np.isfinite(dx).all()
+
+
 def test_what_cannot_be_relaxed_has_no_derivative(x64, monkeypatch):
     monkeypatch.setattr(_relax, "STEPS", 1)
     A, B = np.random.default_rng(0).random((7, 5)), np.ones((7, 2))
