@@ -125,8 +125,8 @@ def as_array(a: Any) -> Any:
     """A list as an array; and integers that JAX would wrap, as numbers of its default float dtype."""
     a = np.asarray(a) if isinstance(a, list | tuple) else a
     if isinstance(a, np.ndarray | np.integer) and a.dtype.kind in "iu" and a.size:
-        held = np.iinfo(jax.dtypes.canonicalize_dtype(a.dtype))
-        if a.min() < held.min or a.max() > held.max:
+        held = jax.dtypes.canonicalize_dtype(a.dtype)
+        if held != a.dtype and (a.min() < np.iinfo(held).min or a.max() > np.iinfo(held).max):
             return a.astype(np.float32)
     return a
 

@@ -160,10 +160,12 @@ def start_from(matrix: Matrix, problem: Problem, x: Array) -> Array:
     """The user's start x (n, k), or in columns where it would do harm, the point next to 0.
 
     What a start has in directions in which minimisers differ leaves its rounding in the answer. So where they may, it
-    has to be of moderate size, and better than none: of what nothing but 0 fits, rounding would be all there is.
+    has to be of moderate size, and better than none by far more than rounding, which is all there is to project where
+    nothing is better than 0.
     """
     none = jnp.clip(0, problem.lower, problem.upper)
-    better = jnp.sum((x - none) * (gradient(problem, x) + gradient(problem, none)), axis=0) < 0
+    fall = -jnp.sum((x - none) * (gradient(problem, x) + gradient(problem, none)), axis=0)  # b has a size of 1
+    better = fall > jnp.sqrt(jnp.finfo(x.dtype).eps)
     moderate = jnp.max(jnp.abs(x), axis=0, initial=0) <= LARGEST_START
     return jnp.where(~matrix.singular | (moderate & better), x, none)
 
