@@ -155,7 +155,7 @@ def rescue(
     max_steps : Array of int, shape (k,)
     warm : bool
         Whether x may have a large part that makes no difference to A x, as a user's start has. Its rounding is then
-        in the target of a projection. (For any x, 14 of 14,256 columns more end at PRECISION in float32, of matrices
+        in the target of a projection. (For any x, 25 of 14,256 columns more end at PRECISION in float32, of matrices
         as hard as peaks.)
     """
     R, determined, singular, ridge = matrix.root, matrix.determined, matrix.singular, problem.ridge

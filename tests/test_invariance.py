@@ -206,7 +206,8 @@ def test_strict_promotion():
 
 
 def test_batched_factorisations_do_not_block_each_other():
-    # Two that run at the same time wait for each other for ever: without `in_turn` in `_lapack`, within three calls.
+    # Two that run at the same time wait for each other for ever: without `in_turn` in `_lapack`, two runs of three
+    # within three calls.
     code = """
 import jax, jaxnnls, numpy as np
 rng = np.random.default_rng(0)
