@@ -171,10 +171,16 @@ def start_from(matrix: Matrix, problem: Problem, x: Array) -> Array:
 
 
 def diverges(matrix: Matrix, problem: Problem, x: Array) -> Array:
-    """Whether x lies on a ray along which a quadratic program falls without limit, (k,)."""
+    """Whether x lies on a ray along which a quadratic program falls without limit, (k,).
+
+    It falls, and twice as far out it still falls, or all that Q has along it is rounding, which may be of either sign.
+    Where a minimum was, the fall is rounding too: at most 1e-4 of |x|_1 in float32.
+    """
     assert matrix.gram is not None
-    size = jnp.max(jnp.abs(x), axis=0, initial=0)
+    eps, size = jnp.finfo(x.dtype).eps, jnp.max(jnp.abs(x), axis=0, initial=0)
     ray = jnp.abs(x) > 1e-3 * size
     open_ended = jnp.all(~ray | jnp.where(x > 0, problem.upper == jnp.inf, problem.lower == -jnp.inf), axis=0)
     curvature = jnp.sum(x * einsum("ij,jk->ik", matrix.gram, x), axis=0)
-    return (size > 100) & open_ended & (curvature < -0.5 * jnp.sum(problem.linear * x, axis=0))
+    fall, length = -jnp.sum(problem.linear * x, axis=0), jnp.sum(jnp.abs(x), axis=0)
+    flat = (curvature <= eps * length**2) & (fall > eps ** (1 / 3) * length)
+    return (size > 100) & open_ended & ((curvature < 0.5 * fall) | flat)

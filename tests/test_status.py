@@ -131,6 +131,22 @@ def test_singular_box_qp(name, dtype):
         np.testing.assert_allclose(sol.x, x, atol=1e-5 if dtype == "f4" else 1e-9)
 
 
+def test_rays_are_told_by_what_is_left_of_its_curvature(dtype):
+    # Far out along a ray rounding is all there is of x'Qx, and may exceed q'x. Few columns are carried off elsewhere.
+    told = []
+    for seed in range(16):
+        rng = np.random.default_rng(seed)
+        G, ray = rng.normal(size=(3, 6)), rng.uniform(0.1, 1, 6)
+        G[:, 5] = -G[:, :5] @ ray[:5] / ray[5]
+        G = G.astype(dtype)
+        q = rng.normal(size=(6, 50))
+        q[5] = (np.abs(rng.normal(size=50)) + 0.1 - ray[:5] @ q[:5]) / ray[5]
+        for start in (0, 1):
+            sol = jaxnnls.box_qp(G.T @ G, q.astype(dtype), x_init=np.full((6, 50), start, dtype))
+            told.append(sol.status == Status.UNBOUNDED)
+    assert np.mean(told) > 0.98
+
+
 @pytest.mark.parametrize("junk", [0, 1e-17])
 def test_zero_columns_go_where_their_linear_term_wants_them(junk, x64):
     rng = np.random.default_rng(4)
