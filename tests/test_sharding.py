@@ -10,7 +10,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import jaxnnls
 
@@ -31,24 +30,16 @@ def result(process):
     return json.loads(out.splitlines()[-1])
 
 
-@pytest.fixture(scope="module")
-def found():
-    return result(start("devices"))
-
-
-@pytest.mark.parametrize("shape", ["12x5", "6x15"])
-def test_shard_map_solves_without_a_collective(shape, found):
-    # The only one: the cotangent of the shared A is summed over the devices once, after all blocks.
-    assert found[f"shard_map {shape}"]["collectives"] == [["all-reduce", False]]
-    assert found[f"shard_map {shape}"]["error"] < 1e-10
-
-
-@pytest.mark.parametrize("axes", ["Auto", "Explicit"])
-def test_jit_of_sharded_columns(axes, found):
-    assert found[f"jit {axes}"]["error"] < 1e-10
-
-
-def test_solution_is_spread_as_its_columns(found):
+def test_columns_on_several_devices():
+    # One test: workers that share out its parts would each start the process.
+    found = result(start("devices"))
+    for shape in ("12x5", "6x15"):
+        # The only one: the cotangent of the shared A is summed over the devices once, after all blocks.
+        assert found[f"shard_map {shape}"]["collectives"] == [["all-reduce", False]]
+        assert found[f"shard_map {shape}"]["error"] < 1e-10
+    for axes in ("Auto", "Explicit"):
+        assert found[f"jit {axes}"]["error"] < 1e-10
+    # The solution is spread as its columns are.
     assert found["solution"]["converged"] and found["solution"]["error"] < 1e-12
     assert found["solution"]["specs"] == ["P(None, 'columns')", "P('columns',)"]
 
