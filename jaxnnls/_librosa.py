@@ -43,7 +43,8 @@ def in_librosa(**options: Any) -> Iterator[None]:
         # writes into the result, which it cannot with an array of JAX.
         with jax.enable_x64(True):
             x = nnls(A.astype(np.float64), B.astype(np.float64), **options, **kwargs)
-        return np.array(x, np.result_type(A, B))
+        dtype = np.result_type(A, B)
+        return np.array(x, dtype if np.issubdtype(dtype, np.inexact) else np.float64)
 
     try:
         for module in modules:

@@ -47,12 +47,13 @@ def check(arguments: Arguments, quadratic: bool, block_bytes: int) -> tuple[Argu
     ValueError
         For ranks and sizes that do not fit, and for values out of range where they are known at trace time.
     TypeError
-        For complex or non-numeric arrays.
+        For complex, non-numeric and masked arrays.
     """
     arguments = Arguments(*map(as_array, arguments))
     matrix, columns, lower, upper, x_init, ridge, l1, tol, max_steps, smoothing = arguments
     name, right = ("Q", "q") if quadratic else ("A", "B")
-    for label, needed in (("lower", lower), ("upper", upper), ("ridge", ridge), ("l1", l1)):
+    required = {name: matrix, right: columns, "lower": lower, "upper": upper, "ridge": ridge, "l1": l1}
+    for label, needed in required.items():
         if needed is None:
             raise TypeError(f"Expected numbers in {label}, got None.")
     for label, value in ((name, matrix), (right, columns), ("lower", lower), ("upper", upper), ("x_init", x_init)):
@@ -122,7 +123,12 @@ def pair(bounds: tuple[ArrayLike, ArrayLike]) -> tuple[ArrayLike, ArrayLike]:
 
 
 def as_array(a: Any) -> Any:
-    """A list as an array; and integers that JAX would wrap, as numbers of its default float dtype."""
+    """A list as an array; and integers that JAX would wrap, as numbers of its default float dtype.
+
+    A copy of a masked array would be all of its data, what is masked as well.
+    """
+    if isinstance(a, np.ma.MaskedArray):
+        raise TypeError("Expected arrays without a mask, got a masked array; fill it, or bound what is not to count.")
     a = np.asarray(a) if isinstance(a, list | tuple) else a
     if isinstance(a, np.ndarray | np.integer) and a.dtype.kind in "iu" and a.size:
         held = jax.dtypes.canonicalize_dtype(a.dtype)

@@ -71,7 +71,7 @@ def lsq_linear_blocks(
 
     def start(block: ArrayLike) -> tuple[Solution, int]:
         nonlocal width
-        B = np.asarray(block)
+        B = np.asarray(as_array(block))
         if B.ndim != 2:
             raise ValueError(f"Expected blocks of shape (m, k), got {B.shape}.")
         k = B.shape[1]

@@ -85,6 +85,7 @@ TYPES = {
     "upper": (lambda: ls(A, B, (0, 1j)), "Expected a real upper"),
     "x_init": (lambda: jaxnnls.nnls(A, B, x_init=q * 1j), "Expected a real x_init"),
     "ridge": (lambda: jaxnnls.nnls(A, B, ridge=1j), "Expected a real ridge"),
+    "no A": (lambda: jaxnnls.nnls(None, B), "Expected numbers in A, got None"),
     "no ridge": (lambda: jaxnnls.nnls(A, B, ridge=None), "Expected numbers in ridge, got None"),
     "no lower": (lambda: ls(A, B, (None, 1)), "Expected numbers in lower, got None"),
 }
@@ -117,6 +118,13 @@ def test_not_numbers(name):
     bad = bad[name]
     with pytest.raises(TypeError):
         jaxnnls.nnls(bad, np.ones(1))
+
+
+def test_masked_arrays_are_not_taken_for_their_data():
+    masked = np.ma.masked_array(B, np.zeros(B.shape, bool))
+    for call in (lambda: jaxnnls.nnls(A, masked), lambda: list(jaxnnls.lsq_linear_blocks(A, [masked]))):
+        with pytest.raises(TypeError, match="masked array"):
+            call()
 
 
 def test_shapes_raise_while_tracing():

@@ -62,3 +62,12 @@ def test_options_reach_the_solver_and_librosa_is_left_as_it_was(mel):
         assert INVERSE.nnls is librosa.util.nnls is not before
     np.testing.assert_allclose(damped, jaxnnls.nnls(basis, mel[0], ridge=1.0), rtol=0, atol=1e-5 * damped.max())
     assert librosa.util.nnls is before and INVERSE.nnls is before
+
+
+def test_integers_are_solved_in_float64():
+    A, b = np.array([[1, 2], [3, 4]]), np.array([5, 6])
+    expected = librosa.util.nnls(A, b)
+    with jaxnnls.in_librosa():
+        x = librosa.util.nnls(A, b)
+    assert x.dtype == np.float64
+    np.testing.assert_allclose(x, expected, atol=1e-3)
