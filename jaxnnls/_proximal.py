@@ -191,7 +191,7 @@ def rescue(
             lower=jnp.where(held, x, lower),
             upper=jnp.where(held, x, upper),
             target=target,
-            noise=jnp.finfo(x.dtype).eps * jnp.maximum(largest(x) if warm else 0, largest(target)),
+            noise=matrix.noise * jnp.maximum(largest(x) if warm or problem.Q is not None else 0, largest(target)),
             sigma=jnp.where(shorten, 0, state.sigma),
             damping=jnp.where(shorten, damping, state.sigma),
         )

@@ -182,5 +182,7 @@ def diverges(matrix: Matrix, problem: Problem, x: Array) -> Array:
     open_ended = jnp.all(~ray | jnp.where(x > 0, problem.upper == jnp.inf, problem.lower == -jnp.inf), axis=0)
     curvature = jnp.sum(x * einsum("ij,jk->ik", matrix.gram, x), axis=0)
     fall, length = -jnp.sum(problem.linear * x, axis=0), jnp.sum(jnp.abs(x), axis=0)
-    flat = (curvature <= eps * length**2) & (fall > eps ** (1 / 3) * length)
-    return (size > 100) & open_ended & ((curvature < 0.5 * fall) | flat)
+    noise = eps * length**2
+    falling = (curvature < 0.5 * fall) & (fall > 2 * noise)
+    flat = (curvature <= noise) & (fall > eps ** (1 / 3) * length)
+    return (size > 100) & open_ended & (falling | flat)

@@ -205,3 +205,24 @@ def test_bounds_and_rank(x64, kind, rank):
     np.testing.assert_allclose(x, np.clip(x - g, lower, upper), atol=1e-10)
     same = jaxnnls.lsq_linear(A, np.linalg.lstsq(A.T, q)[0], (lower, upper))
     np.testing.assert_allclose(x, same.x, atol=1e-5)
+
+
+@pytest.mark.parametrize(("n", "condition"), [(4, 10), (10, 100)])
+def test_duplicates_share_in_a_singular_program(n, condition, dtype):
+    # The root of Q knows of them to eps / condition only: 20 % were PRECISION in float32, and in float64 with 1000.
+    if dtype == "f8":
+        condition *= 10
+    rng = np.random.default_rng(0)
+    k, N = n // 2, 20
+    for _ in range(4):
+        U, V = (np.linalg.qr(rng.normal(size=(m, n)))[0] for m in (2 * n, n))
+        G = U * np.geomspace(1, 1 / condition, n) @ V.T
+        factor = rng.choice([-1, 0.5, 1, 4.0], k)
+        A = np.concatenate([G, G[:, :k] * factor], axis=1).astype(dtype)
+        y = np.maximum(rng.normal(size=(n, N)), 0)
+        Q, q = A.T @ A, A.T @ (A[:, :n] @ y).astype(dtype)
+        lower = np.concatenate([np.zeros(n), np.where(factor > 0, 0, -np.inf)]).astype(dtype)
+        solution = jaxnnls.box_qp(Q, q, (lower, np.where(lower == 0, np.inf, 0).astype(dtype)))
+        np.testing.assert_array_equal(solution.status, Status.CONVERGED)
+        x = np.asarray(solution.x, float)
+        np.testing.assert_allclose(x[n:], factor[:, None] * x[:k], rtol=0, atol=1e-2 if dtype == "f4" else 1e-6)
