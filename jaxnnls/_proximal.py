@@ -185,13 +185,15 @@ def rescue(
         # All minimisers share R x, and a variable with a multiplier stays where it is.
         held = shorten & (determined | (jnp.abs(g) > jnp.maximum(32 * rounding(x), 4 * state.optimality)))
         target = einsum("ij,jk->ik", R, x)
+        # Of a Q any x may have such a part as a user's start, since it is known less exactly than A.
+        far = largest(x) if warm or problem.Q is not None else 0
         return Equations(
             a=jnp.where(shorten, 0, x - W * g / (state.sigma + ridge)),
             W=jnp.where(shorten, W, W * state.sigma / (state.sigma + ridge)),
             lower=jnp.where(held, x, lower),
             upper=jnp.where(held, x, upper),
             target=target,
-            noise=matrix.noise * jnp.maximum(largest(x) if warm or problem.Q is not None else 0, largest(target)),
+            noise=matrix.noise * jnp.maximum(far, largest(target)),
             sigma=jnp.where(shorten, 0, state.sigma),
             damping=jnp.where(shorten, damping, state.sigma),
         )
