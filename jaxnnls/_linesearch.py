@@ -52,6 +52,6 @@ def step_length(slope: Callable[[Array], Array], slope_at_zero: Array, active: A
         return State(new, slope(new), low, low_value, high, high_value, rising, evaluations + 1)
 
     one, zero = jnp.ones_like(slope_at_zero), jnp.zeros_like(slope_at_zero)
-    first = jnp.ones_like(active)  # 0, as it were
-    start = State(one, slope(one), zero, slope_at_zero, zero + jnp.inf, zero, first, jnp.zeros((), jnp.int32))
+    rising = jnp.ones_like(active)  # at t = 0
+    start = State(one, slope(one), zero, slope_at_zero, zero + jnp.inf, zero, rising, jnp.zeros((), jnp.int32))
     return while_loop(lambda s: (s.evaluations < MAX_EVALUATIONS) & jnp.any(unfinished(s)), advance, start).t

@@ -230,8 +230,10 @@ def root_of(H: Array) -> tuple[Array, Array, Array, Array]:
     R is the Cholesky factor, or else by eigenvalues. Where H v is no more than rounding, R v is that divided by the
     smallest singular value of R: columns of duplicates differ by so much. Taken for rounding alone, that made them
     independent (20 of 1344 columns of 5 variables, float32, CONVERGED far from the least norm), and projections went
-    after it: with a condition of 1e2 to 1e4 in float64, 448 of 1440 columns with duplicates were PRECISION, now 16.
-    MOST: overlapping peaks, any of which almost depend on others, are PRECISION more often the more is noise.
+    after it: with a condition of 1e2 to 1e4 in float64, 448 of 1440 columns with duplicates were PRECISION, now 20.
+    Where columns almost depend on others, what was CONVERGED is PRECISION more often, whether far from the least norm
+    or not: of overlapping peaks, float64, 540 are solved and 14 far from it, instead of 588 and 51, and without MOST
+    526 and 8. Columns of sizes from 1e-2 to 1e2, float32: 596 and 3 instead of 634 and 1.
     """
     n, eps = H.shape[0], jnp.finfo(H.dtype).eps
     inverse, factor = inverse_and_factor(H)

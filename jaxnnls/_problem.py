@@ -128,7 +128,7 @@ def as_array(a: Any) -> Any:
     A copy of a masked array would be all of its data, what is masked as well.
     """
     if isinstance(a, np.ma.MaskedArray):
-        raise TypeError("Expected arrays without a mask, got a masked array; fill it, or bound what is not to count.")
+        raise TypeError("Expected an array without a mask, got a masked array; give its `filled` values.")
     a = np.asarray(a) if isinstance(a, list | tuple) else a
     if isinstance(a, np.ndarray | np.integer) and a.dtype.kind in "iu" and a.size:
         held = jax.dtypes.canonicalize_dtype(a.dtype)

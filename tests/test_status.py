@@ -147,6 +147,19 @@ def test_rays_are_told_by_what_is_left_of_its_curvature(dtype):
     assert np.mean(told) > 0.98
 
 
+def test_a_minimum_is_no_ray():
+    # Where free duplicates have drifted apart, x'Qx and q'x are rounding, and tell nothing.
+    rng = np.random.default_rng(0)
+    n, N = 30, 9
+    for _ in range(40):
+        A, kind, B = rng.normal(size=(n + 5, n)), rng.integers(0, 3, (n, N)), rng.normal(size=(n + 5, N))
+        A[:, 1], A[:, 3] = -2 * A[:, 0], A[:, 2]
+        lower, upper = np.where(kind == 0, -np.inf, 0.0), np.where(kind == 1, np.inf, 1.0)
+        lower[:4], upper[:4] = -np.inf, np.inf
+        Q, q, lower, upper = (a.astype("f") for a in (A.T @ A / (n + 5), A.T @ B, lower, upper))
+        assert not np.any(jaxnnls.box_qp(Q, q, (lower, upper)).status == Status.UNBOUNDED)
+
+
 @pytest.mark.parametrize("junk", [0, 1e-17])
 def test_zero_columns_go_where_their_linear_term_wants_them(junk, x64):
     rng = np.random.default_rng(4)
