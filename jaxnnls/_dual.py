@@ -215,11 +215,11 @@ def least_norm(
         direction = direction._replace(going=direction.going & own & ~tridiagonal)
         direction = advance(product, direction, target, CG_STEPS, precondition, jnp.sum(own) // LEFT)
 
-        def by_elimination(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            weight, sigma, r = state
-            return weight, sigma, solve(bands(products, weight), sigma, r)
+        def by_elimination(given: tuple[Array, Array, Array]) -> Array:
+            weight, sigma, r = given
+            return solve(bands(products, weight), sigma, r)
 
-        _, _, direct = once(tridiagonal, by_elimination, (weight, sigma, r))
+        direct = once(tridiagonal, by_elimination, (weight, sigma, r), r)
         going, d = direction.going, jnp.where(tridiagonal, direct, direction.d)
         image = einsum("ij,ik->jk", A, d)
         straight = jnp.sum(b * d, axis=0)

@@ -119,13 +119,13 @@ def fit_face(A: Array, inverse: Array, tridiagonal: Array, unit: Array, weight: 
 
     squares = lax.stop_gradient(weight) ** 2
     diagonals = jnp.zeros((2 * len(A) - 1, weight.shape[1]), A.dtype)
-    _, diagonals = once(tridiagonal, lambda state: (state[0], bands(neighbours(fixed), state[0])), (squares, diagonals))
+    diagonals = once(tridiagonal, lambda squares: bands(neighbours(fixed), squares), squares, diagonals)
 
     # Rows of B may depend on others, in silent bands, and B B' be singular.
     shift = jnp.where(left > 0, jnp.sqrt(jnp.finfo(A.dtype).eps) * left, 1)
 
     def precondition(v: Array) -> Array:
-        _, direct = once(tridiagonal, lambda state: (state[0], solve(diagonals, shift, state[0])), (v, v))
+        direct = once(tridiagonal, lambda v: solve(diagonals, shift, v), v, v)
         return jnp.where(tridiagonal, direct, D * einsum("ij,jk->ik", inverse, D * v))
 
     return lambda r: linear_solve(product, matrices, weight, alive * r, precondition)

@@ -48,11 +48,7 @@ def cholesky_qr(A: Array) -> tuple[Array, Array]:
     rest = lapack.cholesky(jnp.where(exact, square, identity)).T
     Q, R = einsum("ij,jk->ik", Q, triangular_inverse(rest)), einsum("ij,jk->ik", rest, R)
 
-    def by_reflections(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        return *lapack.qr(state[2]), state[2]
-
-    Q, R, _ = once(~exact, by_reflections, (Q, R, A))
-    return Q, R
+    return once(~exact, lapack.qr, A, (Q, R))
 
 
 def substitute(L: Array, B: Array) -> Array:

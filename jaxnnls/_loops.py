@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 def varying_axes(leaf: Array) -> frozenset[str]:
@@ -71,17 +72,17 @@ def while_loop(going: Callable[[T], Array], step: Callable[[T], T], start: T) ->
     return lax.while_loop(lambda state: anywhere(going(state)), lambda state: alike(step(state)), alike(start))
 
 
-def once(flag: Array, f: Callable[[T], T], start: T) -> T:
-    """f(start) where the flag is raised, else start, which has to be what f uses.
+def once(flag: Array, f: Callable[[T], U], given: T, otherwise: U) -> U:
+    """f(given) where the flag is raised, which has to be all that f uses; else the other value.
 
     A loop of at most one turn: under `jax.vmap` a cond would compute both sides. XLA takes out of a loop what does not
-    depend on its state, and would compute it in any case.
+    change in it, and would compute it in any case, so what is given does not outlive the turn.
     """
 
-    def turn(state: tuple[Array, T]) -> tuple[Array, T]:
-        return alike((jnp.zeros_like(flag), f(state[1])))
+    def turn(state: tuple[Array, T, U]) -> tuple[Array, T, U]:
+        return alike((jnp.zeros_like(flag), jax.tree.map(jnp.zeros_like, state[1]), f(state[1])))
 
-    return lax.while_loop(lambda state: state[0], turn, alike((flag, start)))[1]
+    return lax.while_loop(lambda state: state[0], turn, alike((flag, given, otherwise)))[2]
 
 
 def fori_loop(count: int | Array, step: Callable[[Array, T], T], start: T) -> T:

@@ -156,19 +156,20 @@ def independent_rows(
     inverse : Array, shape (m, m)
         About that of root root', where the given one is of A A', in whatever metric of the columns.
     """
+    identity = jnp.eye(len(A), dtype=A.dtype)
 
-    def turn(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        A, basis, inverse = state
+    def turn(given: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+        A, inverse = given
         values, vectors = lapack.right_singular(lapack.triangle(A.T))
         none = values <= rounding * values[0]
         clear = jnp.all(none | (values > jnp.sqrt(jnp.finfo(A.dtype).eps) * values[0])) & jnp.any(none)
         kept = jnp.where(none[:, None], 0, vectors)
-        basis = jnp.where(clear, jnp.where(tridiagonal, einsum("ij,ik->jk", kept, kept), vectors.T), basis)
+        basis = jnp.where(clear, jnp.where(tridiagonal, einsum("ij,ik->jk", kept, kept), vectors.T), identity)
         turned = clear & ~tridiagonal
         root = jnp.where(turned, einsum("ij,jk->ik", kept, A), A)
         return root, basis, jnp.where(turned, einsum("ij,jk,lk->il", vectors, inverse, vectors), inverse)
 
-    return once(dependent, turn, (A, jnp.eye(len(A), dtype=A.dtype), inverse))
+    return once(dependent, turn, (A, inverse), (A, identity, inverse))
 
 
 def null_space(R: Array, singular: Array, rounding: Array) -> tuple[Array, Array, Array]:
@@ -187,8 +188,7 @@ def null_space(R: Array, singular: Array, rounding: Array) -> tuple[Array, Array
         Whether a good part of the singular values are at rounding level.
     """
 
-    def decompose(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
-        R = state[0]
+    def decompose(R: Array) -> tuple[Array, Array, Array]:
         values, vectors = lapack.right_singular(R)
         null = values <= GAP * rounding
         size = jnp.sqrt(jnp.sum(jnp.where(null[:, None], vectors**2, 0), axis=0))[:, None]
@@ -196,21 +196,21 @@ def null_space(R: Array, singular: Array, rounding: Array) -> tuple[Array, Array
         # matters where a column is small.)
         angle = 4 * jnp.finfo(R.dtype).eps / jnp.min(jnp.where(null, jnp.inf, values), initial=jnp.inf)
         none = values <= rounding
-        return jnp.zeros_like(R), jnp.all(~null | none), size > angle, jnp.mean(none.astype(R.dtype)) > CROWD
+        return jnp.all(~null | none), size > angle, jnp.mean(none.astype(R.dtype)) > CROWD
 
-    start = (R, jnp.ones_like(singular), jnp.ones((len(R), 1), bool), jnp.zeros_like(singular))
-    return once(singular, decompose, start)[1:]
+    regular = jnp.ones_like(singular), jnp.ones((len(R), 1), bool), jnp.zeros_like(singular)
+    return once(singular, decompose, R, regular)
 
 
 def is_crowded(H: Array, close: Array) -> Array:
     """Whether a good part of the singular values of R, R'R = H, are next to nothing; asked where columns are close."""
 
-    def count(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        values = lapack.eigenvalues(state[0])
+    def crowded(H: Array) -> Array:
+        values = lapack.eigenvalues(H)
         small = ~(values > SMALL**2 * jnp.max(values))
-        return state[0], jnp.mean(small.astype(H.dtype))
+        return jnp.mean(small.astype(H.dtype)) > CROWD
 
-    return once(close, count, (H, jnp.zeros((), H.dtype)))[1] > CROWD
+    return once(close, crowded, H, jnp.zeros_like(close))
 
 
 def regularised_inverse(M: Array) -> tuple[Array, Array]:
@@ -239,12 +239,11 @@ def root_of(H: Array) -> tuple[Array, Array, Array, Array]:
     inverse, factor = inverse_and_factor(H)
     singular = ~jnp.all(jnp.diag(inverse) * 16 * n * eps < 1)  # not by their maximum, which may lose NaN
 
-    def by_eigenvalues(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        H, noise = state
+    def by_eigenvalues(H: Array) -> tuple[Array, Array]:
         values, vectors = lapack.eigh(H)
         kept = values > n * eps * jnp.max(values, initial=0)
         least = jnp.min(jnp.where(kept, values, 1), initial=1)
-        return jnp.sqrt(jnp.where(kept, values, 0))[:, None] * vectors.T, noise * jnp.minimum(1 / jnp.sqrt(least), MOST)
+        return jnp.sqrt(jnp.where(kept, values, 0))[:, None] * vectors.T, eps * jnp.minimum(1 / jnp.sqrt(least), MOST)
 
-    R, noise = once(singular, by_eigenvalues, (jnp.where(singular, H, factor.T), jnp.full((), eps, H.dtype)))
+    R, noise = once(singular, by_eigenvalues, H, (factor.T, jnp.full((), eps, H.dtype)))
     return R, singular, inverse, noise

@@ -104,11 +104,11 @@ def direction(systems: Systems, weight: Array, diagonal: Array, r: Array, own: A
     if products is None:
         return d
 
-    def eliminate(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        weight, diagonal, r = state
-        return weight, diagonal, tridiagonal.solve(tridiagonal.bands(products, weight), diagonal, r)
+    def eliminate(given: tuple[Array, Array, Array]) -> Array:
+        weight, diagonal, r = given
+        return tridiagonal.solve(tridiagonal.bands(products, weight), diagonal, r)
 
-    return jnp.where(eliminable, once(eliminable, eliminate, (weight, diagonal, r))[2], d)
+    return once(eliminable, eliminate, (weight, diagonal, r), d)
 
 
 def newton_step(systems: Systems, equations: Equations, at: Iterate, own: Array) -> tuple[Iterate, Array, Array]:
