@@ -16,6 +16,7 @@ from jax import Array
 from jaxnnls._blocks import block_size, broadcasting, fill_columns
 from jaxnnls._dual import ENOUGH
 from jaxnnls._iteration import Options, iterate
+from jaxnnls._lanes import by_lanes
 from jaxnnls._matrix import Matrix, prepare
 from jaxnnls._objective import Problem, attainable, einsum, gradient, hidden, natural_residual
 from jaxnnls._scaling import column_size, scale_columns
@@ -33,6 +34,17 @@ class Result(NamedTuple):
     nit: Array  # (N,), int32
     status: Array  # (N,), int32
     plain: Array  # (N,), bool: whether H_FF is regular, or for wide A, whether A x = b and A has independent rows
+
+
+class Shared(NamedTuple):
+    """What all columns share."""
+
+    A: Array | None  # (m, n)
+    Q: Array | None  # (n, n)
+    ridge: Array  # ()
+    tol: Array  # ()
+    max_steps: Array  # ()
+    l1: Array  # ()
 
 
 class Block(NamedTuple):
@@ -58,12 +70,21 @@ def bytes_per_column(problem: Problem) -> int:
 def solve(problem: Problem, options: Options, block_bytes: int) -> Result:
     """Solve every column. No derivative: see `_derivative`."""
     n, N = len(problem.lower), (problem.linear if problem.b is None else problem.b).shape[-1]
+    shared = Shared(problem.A, problem.Q, problem.ridge, options.tol, options.max_steps, options.l1)
+    columns = Block(problem.b, problem.linear, problem.lower, problem.upper, options.x_init)
+    return by_lanes(functools.partial(solve_columns, block_bytes), n, N)(shared, columns)
+
+
+def solve_columns(block_bytes: int, shared: Shared, columns: Block) -> Result:
+    """Solve every column, block after block."""
+    n, N = len(columns.lower), (columns.linear if columns.b is None else columns.b).shape[-1]
+    problem = Problem(shared.A, shared.Q, columns.b, columns.linear, shared.ridge, columns.lower, columns.upper)
+    options = Options(None, shared.tol, shared.max_steps, None, shared.l1)
     matrix = prepare(problem)
-    block = Block(problem.b, problem.linear, problem.lower, problem.upper, options.x_init)
     number, count, flag = (jnp.zeros(N, dtype) for dtype in (problem.lower.dtype, jnp.int32, bool))
     empty = Result(jnp.zeros((n, N), number.dtype), number, count, count, flag)
     size = block_size(N, bytes_per_column(problem), block_bytes)
-    return fill_columns(lambda part: solve_block(matrix, problem, part, options), block, empty, size)
+    return fill_columns(lambda part: solve_block(matrix, problem, part, options), columns, empty, size)
 
 
 def solve_block(matrix: Matrix, original: Problem, block: Block, options: Options) -> Result:
