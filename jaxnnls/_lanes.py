@@ -4,18 +4,19 @@ Lanes that share their matrix, as the examples of a batch do in a model, are col
 the matrix is computed once, and a column costs its own number of steps. Lanes with matrices of their own go one after
 another where each has enough to do. Otherwise, and on a GPU, they go together, each for as long as any of them takes.
 
-Measured, float32, 2 cores. One matrix, of the time in which lanes go together:
+Measured, float32, 2 cores, of the time in which lanes go together. One matrix:
 
-    1025 x 64       1000 lanes of a column    0.1      10 lanes of 100 columns    0.16
-    40 x 16         1000 of 1                 0.2      10 of 100                  0.6
-    128 x 1025      100 of 1                  0.4      10 of 10                   0.9
+    1025 x 64       1000 lanes of a column    0.09     10 lanes of 100 columns    0.19
+    40 x 16         1000 of 1                 0.20     10 of 100                  0.40
+    128 x 1025      100 of 1                  0.26     10 of 10                   0.91
 
-Matrices of their own, one after another instead of together (and 0.7 of the compilation):
+Matrices of their own, one after another (and 0.85 of the compilation); the last three, in which lanes are small, go
+together:
 
-    16 of 20 x 40, 4 columns      0.7     32 of 100 x 64, 16 columns     0.6    64 of 40 x 16, 8 columns     2.5
-    16 of 64 x 128, 8             0.5     32 of 100 x 32, 32             0.8    64 of 64 x 32, 8             1.4
-    16 of 200 x 100, 4            0.8     32 of 100 x 32, 100            1.0    16 of 128 x 64, 1            1.6
-    31 of 48 x 32, 32, and one of decay curves, which takes many steps   0.2    256 of 40 x 16, 1            1.3
+    16 of 64 x 128, 8 columns      0.46    32 of 100 x 32, 100        0.90     64 of 40 x 16, 8    2.5
+    16 of 200 x 100, 4             0.55    16 of 30 x 12, 300         0.60     64 of 64 x 32, 8    1.4
+    32 of 100 x 64, 16             0.73    8 of 513 x 64, 100         0.45     256 of 40 x 16, 1   1.3
+    32 of 100 x 32, 32             0.63    31 of 48 x 32, 32, and one of decay curves, which takes many steps    0.16
 """
 
 import functools
