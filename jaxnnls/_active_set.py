@@ -66,7 +66,9 @@ from jaxnnls._small import SOME, first, materialised, weighted_sum
 VISITS = 4
 GROUP = 256  # columns that take steps together, at most
 GROUP_ELEMENTS = 2**17  # of their tableaus, at most, but for 8 or 4 columns: they have to stay in the cache
-LEFT = 8  # of so many columns of a group one may be left for the next round: it begins anew, but need not be waited for
+# Of so many columns of a group one may be left for the next round, with those of other groups: it begins anew, but need
+# not be waited for. Where there is no other group it would be (256 lanes of 8 columns: half the time if none is left).
+LEFT = 8
 CLEAR = 100  # d^2 of this many eps / (smallest pivot) can be told from none, whatever rounding has done to T
 SMALL_PIVOT = 1e-3  # a T_jj below this counts as this in the choice of a variable
 
@@ -184,7 +186,7 @@ def active_set(problem: Problem, gram: Array, x: Array, active: Array, tol: Arra
             nit,
             jnp.zeros((), jnp.int32),
         )
-        enough = jnp.sum(own) // LEFT
+        enough = jnp.sum(own) // LEFT if len(own) < len(active) else 0
         # At most as many steps as free all variables, go all the way and correct that twice.
         end = while_loop(lambda s: (s.step < n + 3) & (jnp.sum(~s.done) > enough), step, start)
         # Pivots begin anew for those who need many: their tableau is worn, and easy columns need not wait for them.
