@@ -10,7 +10,8 @@ Measured, float32, 2 cores, of the time in which lanes go together. One matrix:
     40 x 16         1000 of 1                 0.20     10 of 100                  0.40
     128 x 1025      100 of 1                  0.26     10 of 10                   0.91
 
-Matrices of their own, one after another (and 0.85 of the compilation). The small lanes of the last column go together:
+Matrices of their own, one after another (and 0.85 of the compilation). The small lanes of the last column go together,
+since when those of 40 x 16 take half of the time that is 1 here (see `LEFT` in `_active_set`):
 
     16 of 64 x 128, 8 columns      0.46    32 of 100 x 32, 100        0.90     64 of 40 x 16, 8    2.5
     16 of 200 x 100, 4             0.55    16 of 30 x 12, 300         0.60     64 of 64 x 32, 8    1.4
