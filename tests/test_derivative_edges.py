@@ -63,7 +63,9 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize("shape", [TALL, WIDE])
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [(TALL, "float64"), (WIDE, "float64"), (WIDE, "float32")], indirect=["dtype"]
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_finite(name, shape, dtype):
     A, B = (a.astype(dtype) for a in hard(name, shape, np.random.default_rng(0)))

@@ -30,12 +30,13 @@ def test_where_programs_go(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("shape", "options"),
+    ("shape", "options", "dtype"),
     [
-        ((40, 25), {}),  # by H
-        ((9, 25), {"ridge": 0.3}),  # by A
-        ((30, 8), {}),  # by pivots
+        ((40, 25), {}, "float32"),  # by H
+        ((9, 25), {"ridge": 0.3}, "float64"),  # by A
+        ((30, 8), {}, "float32"),  # by pivots
     ],
+    indirect=["dtype"],
 )
 def test_solutions(gpu, dtype, shape, options):
     m, n = shape

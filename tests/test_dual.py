@@ -96,7 +96,7 @@ def test_hard_columns_do_not_depend_on_those_beside_them(seed):
     np.testing.assert_allclose(beside.x[:, 36:], alone.x, atol=1e-5 * np.max(alone.x))
 
 
-@pytest.mark.parametrize(("m", "n", "rank"), [(60, 150, 30), (40, 64, 20), (20, 50, 19)])
+@pytest.mark.parametrize(("m", "n", "rank"), [(60, 150, 30), (20, 50, 19)])
 def test_rows_that_depend_on_others(m, n, rank):
     rng = np.random.default_rng([m, n, rank])
     A = np.abs(rng.standard_normal((m, rank))) @ np.abs(rng.standard_normal((rank, n)))
@@ -108,7 +108,7 @@ def test_rows_that_depend_on_others(m, n, rank):
     assert np.max(sol.nit) <= 40
 
 
-@pytest.mark.parametrize(("m", "n", "rank"), [(60, 150, 30), (40, 64, 20), (100, 300, 50)])
+@pytest.mark.parametrize(("m", "n", "rank"), [(40, 64, 20), (100, 300, 50)])
 def test_low_rank_in_float64(m, n, rank, x64):
     """They fit, but for rounding out of the range of A, for which some of 100 x 300 ended at PRECISION."""
     rng = np.random.default_rng([m, n])

@@ -44,7 +44,7 @@ def test_near_and_exact_duplicates():
     assert np.max(solution.x[twins[0]]) > 0.1
 
 
-@pytest.mark.parametrize("n", [6, 16])
+@pytest.mark.parametrize(("n", "dtype"), [(6, "float64"), (16, "float32")], indirect=["dtype"])
 def test_few_free_variables_take_a_step_each(n, dtype):
     # They did not fit into the steps before a new beginning, and were left to slower methods, which did not always do.
     rng = np.random.default_rng(0)
@@ -95,7 +95,7 @@ def test_twins_stay_together(x64):
     np.testing.assert_allclose(solution.x, np.linalg.pinv(A) @ B, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("copies", "m"), [(1, 3), (1, 12), (9, 12)])
+@pytest.mark.parametrize(("copies", "m"), [(1, 3), (9, 12)])
 def test_ridge_that_counts_for_a_small_column_only(copies, m, dtype):
     # It was taken to make the minimiser unique, and the twins were left as far apart as they happened to be.
     rng = np.random.default_rng(3)

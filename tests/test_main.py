@@ -262,14 +262,14 @@ def test_memory_is_that_of_a_few_blocks(order: Any, tmp_path: Path) -> None:
     A = rng.random((2000, 4), dtype=np.float32)
     np.save(tmp_path / "A.npy", A)
     peaks = []
-    for N in (6_000, 40_000):  # both of them many blocks: what is compared has the same in flight
+    for N in (6_000, 28_000):  # both of them many blocks: what is compared has the same in flight
         np.save(tmp_path / "B.npy", np.asarray(A @ rng.random((4, N), dtype=np.float32), order=order))
         argv = [str(tmp_path / name) for name in ("A.npy", "B.npy")]
         command = [sys.executable, "-c", code, *argv, "-o", str(tmp_path / "X.npy")]
         run = subprocess.run(command, capture_output=True, text=True, check=True)
         peaks.append(1024 * int(run.stdout.splitlines()[-1]))
-    assert (tmp_path / "B.npy").stat().st_size > 3e8
-    # Of 272 MB that B has grown. Where it is flat, from one run to the next peaks differ by up to 60 MB.
+    assert (tmp_path / "B.npy").stat().st_size > 2e8
+    # Of 176 MB that B has grown. Where it is flat, from one run to the next peaks differ by up to 60 MB.
     assert peaks[1] - peaks[0] < 8e7
 
 

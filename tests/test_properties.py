@@ -3,6 +3,8 @@
 Compilation is most of the time, so everything of one shape and dtype is one test.
 """
 
+import itertools
+
 import cases
 import checks
 import jax
@@ -15,8 +17,9 @@ from problems import Problem
 
 import jaxnnls
 
-# (m, n, N): nothing, one, wide, square, tall, and the most that the issue asked for.
-SHAPES = [(0, 5, 2), (1, 1, 3), (3, 12, 4), (7, 7, 3), (12, 4, 4), (12, 12, 3)]
+# (m, n, N): nothing and one in float64 only; wide, tall, and the most that the issue asked for.
+TINY = [(0, 5, 2), (1, 1, 3)]
+SHAPES = [(3, 12, 4), (12, 4, 4), (12, 12, 3)]
 EXAMPLES = 100
 
 
@@ -38,8 +41,9 @@ def solve(problem, dtype):
     return jax.tree.map(np.asarray, jaxnnls.lsq_linear(*args, **options))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [*itertools.product(SHAPES, ["f4", "f8"]), *itertools.product(TINY, ["f8"])], ids=str
+)
 def test_properties(shape, dtype):
     (m, n, N), dtype = shape, np.dtype(dtype)
     total = converged = 0

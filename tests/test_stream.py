@@ -7,16 +7,16 @@ import pytest
 import jaxnnls
 
 
-def test_blocks_are_the_columns_of_one_solve(dtype):
+def test_blocks_are_the_columns_of_one_solve(x64):
     rng = np.random.default_rng(0)
-    A, B = rng.normal(size=(9, 5)).astype(dtype), rng.normal(size=(9, 11)).astype(dtype)
-    bounds = (np.zeros(5, dtype), np.linspace(0.1, 0.5, 5, dtype=dtype))
+    A, B = rng.normal(size=(9, 5)), rng.normal(size=(9, 11))
+    bounds = (np.zeros(5), np.linspace(0.1, 0.5, 5))
     parts = list(jaxnnls.lsq_linear_blocks(A, np.split(B, [4, 4, 8], axis=1), bounds, ridge=0.1))
     assert [part.status.size for part in parts] == [4, 0, 4, 3]
     whole = jaxnnls.lsq_linear(A, B, bounds, ridge=0.1)
     for name in ("x", "dual", "status", "active_mask"):
         joined = np.concatenate([getattr(part, name) for part in parts], axis=-1)
-        np.testing.assert_allclose(joined, getattr(whole, name), rtol=0, atol=20 * np.finfo(dtype).eps)
+        np.testing.assert_allclose(joined, getattr(whole, name), rtol=0, atol=20 * np.finfo(float).eps)
         assert joined.dtype == getattr(whole, name).dtype
     assert list(jaxnnls.lsq_linear_blocks(A, [])) == []
 
