@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,6 +34,7 @@ def in_librosa(**options: Any) -> Iterator[None]:
     >>> with jaxnnls.in_librosa():  # doctest: +SKIP
     ...     audio = librosa.feature.inverse.mel_to_audio(mel, sr=22050)
     """
+    inspect.signature(nnls).bind(None, None, **options)  # a TypeError here rather than from within librosa
     # It is found where it is defined, where it is offered, and where `inverse` has imported it to.
     names = ["librosa.util._nnls", "librosa.util", "librosa.feature.inverse"]
     modules: list[Any] = [importlib.import_module(name) for name in names]

@@ -85,8 +85,10 @@ def check(arguments: Arguments, quadratic: bool, block_bytes: int) -> tuple[Argu
         _check_real(label, value)
         if np.shape(value) != ():
             raise ValueError(f"Expected a scalar {label}, got shape {np.shape(value)}.")
-        if known(value) and (np.asarray(value) < 0 or (label == "tol" and np.isnan(np.asarray(value)))):
+        if label != "smoothing" and known(value) and not np.asarray(value) >= 0:
             raise ValueError(f"Expected {label} >= 0, got {value}.")
+        if label in ("ridge", "l1") and known(value) and np.isinf(np.asarray(value)):
+            raise ValueError(f"Expected a finite {label}, got {value}.")
     steps = 0.0 if max_steps is None or not known(max_steps) else float(np.asarray(max_steps))
     if not (steps.is_integer() and steps < 2**31):
         raise ValueError(f"Expected max_steps to be an integer below 2**31, got {max_steps}.")
@@ -123,13 +125,18 @@ def pair(bounds: tuple[ArrayLike, ArrayLike]) -> tuple[ArrayLike, ArrayLike]:
 
 
 def as_array(a: Any) -> Any:
-    """A list as an array; and integers that JAX would wrap, as numbers of its default float dtype.
+    """What is like an array as an array; and integers that JAX would wrap, as numbers of its default float dtype.
 
-    A copy of a masked array would be all of its data, what is masked as well.
+    Lists, tables and the tensors of others are taken as NumPy takes them, and objects that stand for an array of JAX,
+    such as the parameters of a model, as JAX does. A copy of a masked array would be all of its data, what is masked as
+    well.
     """
     if isinstance(a, np.ma.MaskedArray):
         raise TypeError("Expected an array without a mask, got a masked array; give its `filled` values.")
-    a = np.asarray(a) if isinstance(a, list | tuple) else a
+    if not (a is None or isinstance(a, jax.Array | np.ndarray | np.generic | int | float | complex)):
+        if hasattr(a, "todense"):
+            raise TypeError(f"Expected a dense array, got a sparse {type(a).__name__}; give what its `todense` makes.")
+        a = a.__jax_array__() if hasattr(a, "__jax_array__") else np.asarray(a)
     if isinstance(a, np.ndarray | np.integer) and a.dtype.kind in "iu" and a.size:
         held = jax.dtypes.canonicalize_dtype(a.dtype)
         if held != a.dtype and (a.min() < np.iinfo(held).min or a.max() > np.iinfo(held).max):
@@ -138,7 +145,10 @@ def as_array(a: Any) -> Any:
 
 
 def _check_real(label: str, value: ArrayLike) -> None:
-    dtype = jnp.result_type(value)
+    try:
+        dtype = jnp.result_type(value)
+    except TypeError:  # text, objects, dates
+        raise TypeError(f"Expected numbers in {label}, got dtype {np.asarray(value).dtype}.") from None
     if jnp.issubdtype(dtype, jnp.complexfloating):
         raise TypeError(f"Expected a real {label}, got dtype {dtype}; solve for real and imaginary part separately.")
     if not (jnp.issubdtype(dtype, jnp.number) or dtype == jnp.bool_):

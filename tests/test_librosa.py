@@ -62,6 +62,8 @@ def test_options_reach_the_solver_and_librosa_is_left_as_it_was(mel):
         assert INVERSE.nnls is librosa.util.nnls is not before
     np.testing.assert_allclose(damped, jaxnnls.nnls(basis, mel[0], ridge=1.0), rtol=0, atol=1e-5 * damped.max())
     assert librosa.util.nnls is before and INVERSE.nnls is before
+    with pytest.raises(TypeError, match="bogus"), jaxnnls.in_librosa(bogus=1):
+        raise AssertionError("it has to be told before librosa is changed")
 
 
 def test_integers_are_solved_in_float64():
