@@ -42,7 +42,7 @@ def nnls(
     x_init : array_like, shape of the result, optional
         A warm start. It changes the time a solve takes, not the answer.
     ridge, l1 : float
-        Non-negative, differentiable; changing them does not recompile.
+        Non-negative and finite, differentiable; changing them does not recompile.
     tol : float, optional
         On the optimality (see `lsq_linear`); by default 1e-13 in float64 and 2e-6 in float32. Solutions are refined to
         rounding level in any case.
@@ -122,7 +122,7 @@ def lsq_linear(
     x_init : array_like, shape of x, optional
         A warm start. It changes the time a solve takes, not the answer.
     ridge, l1 : float
-        Non-negative, differentiable; changing them does not recompile. l1 > 0 needs lower >= 0.
+        Non-negative and finite, differentiable; changing them does not recompile. l1 > 0 needs lower >= 0.
     tol : float, optional
         On the optimality; by default 1e-13 in float64 and 2e-6 in float32. Solutions are refined to rounding level in
         any case.

@@ -17,6 +17,9 @@ from jaxnnls._solver import DEFAULT_MAX_STEPS
 DEFAULT_BLOCK_BYTES = 2**25  # half as many: 1.1 times the time for mel bands and decay curves; twice: the same
 
 
+OPTIONAL = ("x_init", "tol", "max_steps", "smoothing")
+
+
 class Arguments(NamedTuple):
     """The arguments of one call, checked but not yet reshaped."""
 
@@ -49,16 +52,13 @@ def check(arguments: Arguments, quadratic: bool, block_bytes: int) -> tuple[Argu
     TypeError
         For complex, non-numeric and masked arrays.
     """
-    arguments = Arguments(*map(as_array, arguments))
-    matrix, columns, lower, upper, x_init, ridge, l1, tol, max_steps, smoothing = arguments
     name, right = ("Q", "q") if quadratic else ("A", "B")
-    required = {name: matrix, right: columns, "lower": lower, "upper": upper, "ridge": ridge, "l1": l1}
-    for label, needed in required.items():
-        if needed is None:
-            raise TypeError(f"Expected numbers in {label}, got None.")
-    for label, value in ((name, matrix), (right, columns), ("lower", lower), ("upper", upper), ("x_init", x_init)):
-        if value is not None:
-            _check_real(label, value)
+    labels = (name, right, *Arguments._fields[2:])
+    given: list[Any] = []
+    for label, value in zip(labels, arguments):
+        given.append(None if value is None and label in OPTIONAL else as_array(label, value))
+    arguments = Arguments(*given)
+    matrix, columns, lower, upper, x_init, ridge, l1, tol, max_steps, smoothing = arguments
     rows, shape = np.shape(matrix), np.shape(columns)
     if len(rows) != 2:
         raise ValueError(f"Expected {name} with two axes, got shape {rows}; for several {name} use jax.vmap.")
@@ -74,20 +74,20 @@ def check(arguments: Arguments, quadratic: bool, block_bytes: int) -> tuple[Argu
         )
     n = rows[1]
     x_shape = (n,) if len(shape) == 1 else (*shape[:-2], n, shape[-1])
-    for label, value in (("lower", lower), ("upper", upper)):
-        _check_bound(label, np.shape(value), x_shape, n)
+    for label, bound in (("lower", lower), ("upper", upper)):
+        _check_bound(label, np.shape(bound), x_shape, n)
     if x_init is not None and np.shape(x_init) != x_shape:
         raise ValueError(f"Expected x_init of the shape of x, {x_shape}, got shape {np.shape(x_init)}.")
     scalars = {"ridge": ridge, "l1": l1, "tol": tol, "max_steps": max_steps, "smoothing": smoothing}
     for label, value in scalars.items():
         if value is None:
             continue
-        _check_real(label, value)
         if np.shape(value) != ():
             raise ValueError(f"Expected a scalar {label}, got shape {np.shape(value)}.")
-        if label != "smoothing" and known(value) and not np.asarray(value) >= 0:
+        number = float(np.asarray(value)) if known(value) else 0.0
+        if not number >= 0 and label != "smoothing":
             raise ValueError(f"Expected {label} >= 0, got {value}.")
-        if label in ("ridge", "l1") and known(value) and np.isinf(np.asarray(value)):
+        if np.isinf(number) and label in ("ridge", "l1"):
             raise ValueError(f"Expected a finite {label}, got {value}.")
     steps = 0.0 if max_steps is None or not known(max_steps) else float(np.asarray(max_steps))
     if not (steps.is_integer() and steps < 2**31):
@@ -124,35 +124,38 @@ def pair(bounds: tuple[ArrayLike, ArrayLike]) -> tuple[ArrayLike, ArrayLike]:
     return lower, upper
 
 
-def as_array(a: Any) -> Any:
-    """What is like an array as an array; and integers that JAX would wrap, as numbers of its default float dtype.
+def as_array(label: str, a: Any) -> Any:
+    """What is like an array as an array of real numbers; integers that JAX would wrap, in its default float dtype.
 
     Lists, tables and the tensors of others are taken as NumPy takes them, and objects that stand for an array of JAX,
     such as the parameters of a model, as JAX does. A copy of a masked array would be all of its data, what is masked as
     well.
     """
-    if isinstance(a, np.ma.MaskedArray):
-        raise TypeError("Expected an array without a mask, got a masked array; give its `filled` values.")
-    if not (a is None or isinstance(a, jax.Array | np.ndarray | np.generic | int | float | complex)):
+    if a is None:
+        raise TypeError(f"Expected numbers in {label}, got None.")
+    if hasattr(a, "__jax_array__") and not isinstance(a, jax.Array):
+        a = a.__jax_array__()
+    if not isinstance(a, jax.Array | np.ndarray | np.generic | int | float | complex):
         if hasattr(a, "todense"):
-            raise TypeError(f"Expected a dense array, got a sparse {type(a).__name__}; give what its `todense` makes.")
-        a = a.__jax_array__() if hasattr(a, "__jax_array__") else np.asarray(a)
+            kind = type(a).__name__
+            raise TypeError(f"Expected a dense {label}, got a sparse {kind}; give what its `todense` makes.")
+        a = np.asanyarray(a)
+    if isinstance(a, np.ma.MaskedArray):
+        raise TypeError(f"Expected {label} without a mask, got a masked array; give its `filled` values.")
+    try:
+        dtype = jnp.result_type(a)
+    except TypeError:  # text, objects, dates, numbers of 128 bits
+        dtype = np.asarray(a).dtype
+        raise TypeError(f"Expected numbers in {label}, of a dtype that JAX has, got dtype {dtype}.") from None
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(f"Expected a real {label}, got dtype {dtype}; solve for real and imaginary part separately.")
+    if not (jnp.issubdtype(dtype, jnp.number) or dtype == jnp.bool_):
+        raise TypeError(f"Expected numbers in {label}, got dtype {dtype}.")
     if isinstance(a, np.ndarray | np.integer) and a.dtype.kind in "iu" and a.size:
         held = jax.dtypes.canonicalize_dtype(a.dtype)
         if held != a.dtype and (a.min() < np.iinfo(held).min or a.max() > np.iinfo(held).max):
             return a.astype(np.float32)
     return a
-
-
-def _check_real(label: str, value: ArrayLike) -> None:
-    try:
-        dtype = jnp.result_type(value)
-    except TypeError:  # text, objects, dates
-        raise TypeError(f"Expected numbers in {label}, got dtype {np.asarray(value).dtype}.") from None
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        raise TypeError(f"Expected a real {label}, got dtype {dtype}; solve for real and imaginary part separately.")
-    if not (jnp.issubdtype(dtype, jnp.number) or dtype == jnp.bool_):
-        raise TypeError(f"Expected numbers in {label}, got dtype {dtype}.")
 
 
 def _check_bound(label: str, shape: tuple[int, ...], x_shape: tuple[int, ...], n: int) -> None:

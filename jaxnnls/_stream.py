@@ -62,8 +62,9 @@ def lsq_linear_blocks(
     >>> [sol.x.shape for sol in jaxnnls.lsq_linear_blocks(A, blocks, bounds=(0, 1))]
     [(2, 4), (2, 3)]
     """
-    A = jnp.array(as_array(A))  # for as long as there are blocks
-    for bound in pair(bounds):
+    A = jnp.array(as_array("A", A))  # for as long as there are blocks
+    bounds = tuple(as_array(label, bound) for label, bound in zip(("lower", "upper"), pair(bounds)))
+    for bound in bounds:
         if np.ndim(bound) > 1:
             raise ValueError(f"Expected bounds that all columns share, got shape {np.shape(bound)}; see lsq_linear.")
     if width is not None and not (isinstance(width, int | np.integer) and width > 0):
@@ -71,7 +72,7 @@ def lsq_linear_blocks(
 
     def start(block: ArrayLike) -> tuple[Solution, int]:
         nonlocal width
-        B = np.asarray(as_array(block))
+        B = np.asarray(as_array("B", block))
         if B.ndim != 2:
             raise ValueError(f"Expected blocks of shape (m, k), got {B.shape}.")
         k = B.shape[1]

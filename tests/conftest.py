@@ -43,7 +43,7 @@ def memory_maps():
 def _few_programs():
     # A compiled solve keeps some 300 memory maps, and Linux ends a process that asks for more than 65530.
     yield
-    if next(finished) % 8 == 0 and memory_maps() > 50_000:
+    if next(finished) % 8 == 0 and memory_maps() > 45_000:
         jax.clear_caches()
 
 

@@ -213,11 +213,13 @@ def test_vmap_over_matrices(x64):
         return loss(theta._replace(A=A), False)
 
     of_each = jax.jit(jax.vmap(jax.grad(value)))(A)
+    of_all = jax.jit(jax.grad(lambda A: jnp.sum(jax.vmap(value)(A))))(A)
     flat = np.stack([np.concatenate([np.ravel(a) for a in theta._replace(A=A[k])]) for k in range(3)])
     for k in range(3):
         same = np.tile(flat[k], (4, 1))
         alone = functions("wide fit")[0].curvature(same, np.zeros_like(same))[0][0, : A[k].size]
-        np.testing.assert_allclose(np.ravel(of_each[k]), alone, rtol=0, atol=1e-9 * np.abs(alone).max())
+        for together in (of_each, of_all):
+            np.testing.assert_allclose(np.ravel(together[k]), alone, rtol=0, atol=1e-9 * np.abs(alone).max())
 
 
 def test_gradient_of_vmap_is_the_gradient_of_each(x64):

@@ -250,6 +250,11 @@ def test_solutions_that_are_large_beside_the_data():
     np.testing.assert_allclose(sol.x, np.linspace(300, 310, 12), rtol=1e-5)
 
 
-def test_negative_ridge_that_is_traced():
-    sol = jax.jit(lambda ridge: jaxnnls.lsq_linear(np.eye(2, dtype="f"), np.ones(2, "f"), ridge=ridge))(-1.0)
-    assert sol.status == Status.NONFINITE and np.all(np.isnan(sol.x))
+def test_ridge_and_l1_out_of_range_that_are_traced():
+    solve = jax.jit(
+        lambda ridge, l1: jaxnnls.lsq_linear(np.eye(2, dtype="f"), np.ones(2, "f"), (0, 2), ridge=ridge, l1=l1)
+    )
+    assert solve(0.0, 0.0).status == Status.CONVERGED
+    for weights in ((-1.0, 0.0), (np.nan, 0.0), (np.inf, 0.0), (0.0, np.nan), (0.0, np.inf)):
+        sol = solve(*weights)
+        assert sol.status == Status.NONFINITE and np.all(np.isnan(sol.x))
