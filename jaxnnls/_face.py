@@ -157,16 +157,37 @@ def wide_face(A: Array, ridge: Array, weight: Array) -> Face:
     deficient = rank < jnp.sum(weight > 0, axis=0)
     positive = ridge > 0
 
-    def across(v: Array) -> Array:  # K B v
-        return einsum("kij,jk->ik", K, einsum("ij,jk->ik", A, weight * v))
+    def ahead(v: Array) -> Array:  # B v
+        return einsum("ij,jk->ik", A, weight * v)
 
     def back(y: Array) -> Array:  # B'y
         return weight * einsum("ij,ik->jk", A, y)
 
+    def times(K: Array, r: Array) -> Array:
+        return einsum("kij,jk->ik", K, r)
+
     def pinv(v: Array) -> Array:
-        return back(einsum("kij,jk->ik", K, across(v)))
+        return back(times(K, times(K, ahead(v))))
+
+    def product(v: Array) -> Array:  # H_FF v
+        return back(ahead(v)) + ridge * v
+
+    def solve_ridge(product: Callable[[Array], Array], v: Array) -> Array:
+        # With fewer free variables than rows K has entries of 1 / ridge, whose rounding the division takes to
+        # eps / ridge^2. A step of refinement of y = K B v leaves eps / ridge, and one of the result next to nothing.
+        fixed, divisor = lax.stop_gradient((K, jnp.where(positive, ridge, 1)))
+
+        def rough(v: Array) -> Array:
+            r = ahead(v)
+            y = times(fixed, r)
+            for _ in range(2):
+                y += times(fixed, r - ahead(back(y)) - ridge * y)
+            return (v - back(y)) / divisor
+
+        u = rough(v)
+        return u + rough(v - product(u))
 
     def solve(v: Array) -> Array:
-        return jnp.where(positive, (v - back(across(v))) / jnp.where(positive, ridge, 1), pinv(v))
+        return jnp.where(positive, lax.custom_linear_solve(product, v, solve_ridge, symmetric=True), pinv(v))
 
-    return Face(solve, pinv, null=lambda v: jnp.where(deficient & ~positive, v - back(across(v)), 0))
+    return Face(solve, pinv, null=lambda v: jnp.where(deficient & ~positive, v - back(times(K, ahead(v))), 0))

@@ -219,6 +219,22 @@ def test_cotangents_of_any_size(shape):
             np.testing.assert_allclose(value / np.float32(size), same, rtol=0, atol=1e-4 * abs(same).max())
 
 
+@pytest.mark.parametrize(
+    ("ridge", "dtype", "tol"), [(1e-3, "float32", 1e-4), (1e-8, "float64", 1e-9)], indirect=["dtype"]
+)
+def test_small_ridge_of_a_wide_matrix_with_few_free_variables(ridge, dtype, tol):
+    # B B' + ridge I is singular but for the ridge, and what its inverse leaves of a vector is divided by it: by 50 % in
+    # float32 and by anything in float64 the gradient was wrong.
+    rng = np.random.default_rng(0)
+    A, B, weight = (a.astype(dtype) for a in (rng.random((12, 40)), rng.normal(size=(12, 9)), rng.normal(size=(40, 9))))
+    x, pullback = jax.vjp(jax.jit(lambda A, B: jaxnnls.nnls(A, B, ridge=ridge)), A, B)
+    assert 0 < np.max(np.count_nonzero(x, axis=0)) < 12
+    A, B, x = (np.asarray(a, float) for a in (A, B, x))
+    expected = oracle.pullback(problems.Problem(A, B, 0 * x, 0 * x + np.inf, ridge), x, weight.astype(float))
+    for value, same in zip(pullback(weight), expected):
+        np.testing.assert_allclose(value, same, rtol=0, atol=tol * np.abs(same).max())
+
+
 def test_variables_at_a_bound_do_not_move():
     # Also where conjugate gradients fail: free variables whose columns differ by next to nothing.
     t = np.linspace(0, 4, 80)[:, None]
