@@ -174,7 +174,9 @@ def wide_face(A: Array, ridge: Array, weight: Array) -> Face:
 
     def solve_ridge(product: Callable[[Array], Array], v: Array) -> Array:
         # With fewer free variables than rows K has entries of 1 / ridge, whose rounding the division takes to
-        # eps / ridge^2. A step of refinement of y = K B v leaves eps / ridge, and one of the result next to nothing.
+        # eps / ridge^2. Refinement of y = K B v leaves eps / ridge, and of the result next to nothing. Errors of the
+        # gradient without and with it, 40 x 120 uniform numbers: float32, ridge 1e-3, 0.5 and 4e-6; float64, 1e-8, 58
+        # and 6e-14. (With one step instead of two for y, float64, 1e-10: 600 instead of 2e-7.)
         fixed, divisor = lax.stop_gradient((K, jnp.where(positive, ridge, 1)))
 
         def rough(v: Array) -> Array:

@@ -15,8 +15,6 @@ from jaxnnls._objective import Problem
 from jaxnnls._solver import DEFAULT_MAX_STEPS
 
 DEFAULT_BLOCK_BYTES = 2**25  # half as many: 1.1 times the time for mel bands and decay curves; twice: the same
-
-
 OPTIONAL = ("x_init", "tol", "max_steps", "smoothing")
 
 
@@ -50,7 +48,7 @@ def check(arguments: Arguments, quadratic: bool, block_bytes: int) -> tuple[Argu
     ValueError
         For ranks and sizes that do not fit, and for values out of range where they are known at trace time.
     TypeError
-        For complex, non-numeric and masked arrays.
+        For complex, non-numeric, sparse and masked arrays.
     """
     name, right = ("Q", "q") if quadratic else ("A", "B")
     labels = (name, right, *Arguments._fields[2:])
