@@ -109,7 +109,11 @@ def fit_face(A: Array, inverse: Array, tridiagonal: Array, unit: Array, weight: 
     fixed = lax.stop_gradient(A)
     left, rows = (einsum("ij,jk->ik", fixed**2, v**2) for v in (lax.stop_gradient(weight), unit))
     alive = (left > 0).astype(A.dtype)
-    D = alive * jnp.sqrt(rows / jnp.where(left > 0, left, 1))
+    # Fewer free variables than rows to be fitted, at a kink: B B' is singular, and preconditioned conjugate gradients
+    # would find a solution, but not the shortest, so that the modes of differentiation would not agree. Without a
+    # preconditioner there is no first step, and these columns are left to the pseudo-inverse.
+    regular = (jnp.sum(weight > 0, axis=0) >= jnp.sum(alive, axis=0)).astype(A.dtype)
+    D = regular * alive * jnp.sqrt(rows / jnp.where(left > 0, left, 1))
 
     def product(v: Array) -> Array:
         return alive * einsum("ij,jk->ik", A, weight**2 * einsum("ij,ik->jk", A, alive * v))
@@ -125,7 +129,7 @@ def fit_face(A: Array, inverse: Array, tridiagonal: Array, unit: Array, weight: 
     shift = jnp.where(left > 0, jnp.sqrt(jnp.finfo(A.dtype).eps) * left, 1)
 
     def precondition(v: Array) -> Array:
-        direct = once(tridiagonal, lambda v: solve(diagonals, shift, v), v, v)
+        direct = once(tridiagonal, lambda v: solve(diagonals, shift, regular * v), v, v)
         return jnp.where(tridiagonal, direct, D * einsum("ij,jk->ik", inverse, D * v))
 
     return lambda r: linear_solve(product, matrices, weight, alive * r, precondition)

@@ -235,6 +235,27 @@ def test_small_ridge_of_a_wide_matrix_with_few_free_variables(ridge, dtype, tol)
         np.testing.assert_allclose(value, same, rtol=0, atol=tol * np.abs(same).max())
 
 
+def test_modes_agree_where_fewer_variables_are_free_than_rows_are_fitted(x64):
+    # A kink, where b outside of the range of B = A_F has no part in x; the reverse mode gave it one.
+    rng = np.random.default_rng(0)
+    A, w = rng.normal(size=(6, 15)), rng.normal(size=6)
+    upper = A.T @ w - 1
+    upper[:3] = np.inf
+    x = np.minimum(A.T @ w, upper)  # of least norm
+
+    def solve(b):
+        return jaxnnls.lsq_linear(A, b, (-np.inf, upper)).x
+
+    found = np.asarray(solve(A @ x))
+    np.testing.assert_allclose(found, x, rtol=0, atol=1e-12)
+    free = found < upper  # one that should not be may be so by rounding
+    assert np.count_nonzero(free) < 6
+    expected = np.zeros((15, 6))
+    expected[free] = np.linalg.pinv(A[:, free])
+    for jacobian in (jax.jacfwd(solve), jax.jacrev(solve)):
+        np.testing.assert_allclose(jacobian(A @ x), expected, rtol=0, atol=1e-12)
+
+
 def test_variables_at_a_bound_do_not_move():
     # Also where conjugate gradients fail: free variables whose columns differ by next to nothing.
     t = np.linspace(0, 4, 80)[:, None]
