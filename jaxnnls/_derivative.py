@@ -24,19 +24,19 @@ from jaxnnls._tangent import fit_rule, general_rule, gradient_tangent, moving, r
 
 def attach(problem: Problem, smoothing: Array | None, result: Result, block_bytes: int) -> Array:
     """The solutions x (n, N) of a result, with their derivative with respect to the problem."""
-    # A flag as a number: `shard_map` rejects rules for integers, whose tangents do not say over what they vary.
-    plain = result.plain.astype(result.x.dtype)
-    return differentiable(problem, smoothing, result.x, plain, block_bytes)
+    # Flags as numbers: `shard_map` rejects rules for integers, whose tangents do not say over what they vary.
+    known = jnp.stack([result.regular, result.fitted]).astype(result.x.dtype)
+    return differentiable(problem, smoothing, result.x, known, block_bytes)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
-def differentiable(problem: Problem, smoothing: Array | None, x: Array, plain: Array, block_bytes: int) -> Array:
-    """The solutions x (n, N) of the problem, with their derivative. plain (N,) is 0 or 1, as in `Result`."""
+def differentiable(problem: Problem, smoothing: Array | None, x: Array, known: Array, block_bytes: int) -> Array:
+    """The solutions x (n, N) of the problem, with their derivative; known (2, N), regular and fitted of `Result`."""
     return x
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
-def differentiable_again(problem: Problem, smoothing: Array | None, x: Array, plain: Array, block_bytes: int) -> Array:
+def differentiable_again(problem: Problem, smoothing: Array | None, x: Array, known: Array, block_bytes: int) -> Array:
     """As `differentiable`, for what has been differentiated once; without the rule, its derivative is NaN.
 
     In reverse mode JAX keeps of the body of a `lax.scan` or `lax.map` what the backward pass needs, and there the rules
@@ -55,10 +55,10 @@ def _rule(
     primals: tuple[Problem, Array | None, Array, Array],
     tangents: tuple[Problem, Array | None, Array, Array],
 ) -> tuple[Array, Array]:
-    problem, smoothing, x, plain = primals
-    x = differentiable_again(problem, smoothing, x, plain, block_bytes)
+    problem, smoothing, x, known = primals
+    x = differentiable_again(problem, smoothing, x, known, block_bytes)
     if smoothing is None:
-        return x, tangent(problem, x, plain, tangents[0], block_bytes)
+        return x, tangent(problem, x, known, tangents[0], block_bytes)
     return x, smooth_tangent(problem, x, smoothing, tangents[0], block_bytes)
 
 
@@ -72,7 +72,7 @@ class Part(NamedTuple):
     """The columns of one block and their tangents."""
 
     x: Array  # (n, k)
-    plain: Array  # (k,)
+    known: Array  # (2, k)
     b: Array | None  # (m, k)
     linear: Array  # here and below (n, k) or (n, 1)
     lower: Array
@@ -84,14 +84,14 @@ class Part(NamedTuple):
 
 
 @broadcasting
-def tangent(problem: Problem, x: Array, plain: Array, dproblem: Problem, block_bytes: int) -> Array:
+def tangent(problem: Problem, x: Array, known: Array, dproblem: Problem, block_bytes: int) -> Array:
     """dx (n, N) for a change dproblem of the problem with solutions x, in blocks that keep nothing for later."""
     n, N = x.shape
     m = n if problem.A is None else problem.A.shape[0]
     itemsize = x.dtype.itemsize
     columns = Part(
         x,
-        plain,
+        known,
         problem.b,
         problem.linear,
         problem.lower,
@@ -112,20 +112,26 @@ def tangent(problem: Problem, x: Array, plain: Array, dproblem: Problem, block_b
         own = matrix._replace(b=part.b, linear=part.linear, lower=part.lower, upper=part.upper)
         down = dmatrix._replace(b=part.db, linear=part.dlinear, lower=part.dlower, upper=part.dupper)
         this = moving(own, down, part.x, scales)
-        easy, others = this.free & (part.plain > 0), this.free & (part.plain == 0)
+        free, (regular, fitted) = this.free, part.known > 0
+
+        def if_any(own: Array, rule: Callable[[], Array]) -> Array:
+            return lax.cond(anywhere(jnp.any(own)), rule, lambda: jnp.zeros_like(this.x))
+
         if shared.H is None:
-            quick = fit_rule(shared, this, easy)
+            regular &= jnp.sum(free, axis=0) <= m
+            quick = fit_rule(shared, this, free & fitted)
+            quick += if_any(regular, lambda: regular_rule(shared, free & regular, gradient_tangent(this)))
         else:
             dg = gradient_tangent(this)
-            quick = regular_rule(shared.H, easy, dg)
+            quick = regular_rule(shared, free & regular, dg)
 
         def general() -> Array:
-            columns = (this.x, others, gradient_tangent(this) if shared.H is None else dg)
-            needed = jnp.any(others, axis=0)
-            return where_needed(functools.partial(general_rule, shared), columns, needed, few)
+            columns = (this.x, free & others, gradient_tangent(this) if shared.H is None else dg)
+            return where_needed(functools.partial(general_rule, shared), columns, others, few)
 
-        slow = lax.cond(anywhere(jnp.any(others)), general, lambda: jnp.zeros_like(quick))
-        return unscaled(this, jnp.where(part.plain > 0, quick, slow))
+        others = this.usable & ~(regular | fitted)
+        slow = if_any(others, general)
+        return unscaled(this, jnp.where(others, slow, quick))
 
     size = block_size(N, (24 * n + 12 * m) * itemsize, block_bytes)
     return map_columns(block, columns, N, block_size(N, 1, min(size, group_size(max(GROUP, CACHED // min(m, n))))))

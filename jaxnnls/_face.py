@@ -1,9 +1,10 @@
 """Linear algebra on the free set F of each column, differentiable; maps (n, k) that are zero off the free set.
 
 `weight` (n, k) is `unit` on the free set and 0 elsewhere: the variables are z = x_scaled / unit, so that null spaces
-count in the units of x. Three kinds of faces, the first two by conjugate gradients, without a matrix per column:
+count in the units of x. Kinds of faces, the first three by conjugate gradients, without a matrix per column:
 
     regular_face     H_FF regular: tall A of full column rank, a ridge, a positive definite Q
+    few_face         H_FF regular, of a wide A: a misfit, or a ridge, with no more free variables than rows
     fit_face         A x = b with B = A_F of full row rank: the flagship case, wide A
     gram_face,       anything, by the pseudo-inverse of one matrix per column
     wide_face
@@ -12,6 +13,7 @@ count in the units of x. Three kinds of faces, the first two by conjugate gradie
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -43,7 +45,8 @@ def hessian(problem: Problem) -> Array:
 
 def linear_solve(
     product: Callable[[Array], Array],
-    matrices: Callable[[Array], Array],
+    direct: Callable[[Array, Array], Array],
+    order: int,
     weight: Array,
     r: Array,
     precondition: Callable[[Array], Array] = lambda r: r,
@@ -54,14 +57,15 @@ def linear_solve(
     ----------
     product : callable
         v -> M v, (p, k) -> (p, k), differentiable.
-    matrices : callable
-        M for the weights (n, j) of some columns, (j, p, p): for columns on which conjugate gradients fail.
+    direct : callable
+        From the weights (n, j) of some columns and their r (p, j) to M^+ r, where conjugate gradients fail.
+    order : int
+        Of the matrices that `direct` factorises, at least the rank of M.
     weight : Array, shape (n, k)
     r : Array, shape (p, k)
     precondition : callable
         r -> about M^-1 r.
     """
-    p = r.shape[0]
     weight = lax.stop_gradient(weight)
 
     def solve(product: Callable[[Array], Array], r: Array) -> Array:
@@ -70,17 +74,21 @@ def linear_solve(
         size = jnp.where((size > 0) & (size < jnp.inf), size, 1)
         r = r / size
         target = (CG_REDUCTION * jnp.finfo(r.dtype).eps) ** 2 * jnp.sum(r * r, axis=0)
-        d, square = conjugate_gradients(product, r, target, 2 * p, precondition)
+        d, square = conjugate_gradients(product, r, target, 2 * order, precondition)
 
-        def direct(given: tuple[Array, Array], d: Array, own: Array) -> tuple[Array, Array]:
-            weight, r = given
-            K, _ = pseudoinverse(matrices(weight))
-            return einsum("kij,jk->ik", K, r), jnp.zeros_like(own)
+        def step(given: tuple[Array, Array], d: Array, own: Array) -> tuple[Array, Array]:
+            return direct(*given), jnp.zeros_like(own)
 
         missed = ~(square <= target)
-        return size * work_off(direct, (weight, r), d, missed, group_size(GROUP, GROUP_ELEMENTS, p**2))
+        return size * work_off(step, (weight, r), d, missed, group_size(GROUP, GROUP_ELEMENTS, order**2))
 
     return lax.custom_linear_solve(product, r, solve, symmetric=True)
+
+
+def inverse_times(M: Array, r: Array) -> Array:
+    """M^+ r, of matrices (j, p, p) and columns (p, j)."""
+    K, _ = pseudoinverse(M)
+    return einsum("kij,jk->ik", K, r)
 
 
 def regular_face(H: Array, weight: Array) -> Callable[[Array], Array]:
@@ -91,11 +99,31 @@ def regular_face(H: Array, weight: Array) -> Callable[[Array], Array]:
 
     fixed = lax.stop_gradient(H)
 
-    def matrices(weight: Array) -> Array:
-        return einsum("ik,ij,jk->kij", weight, fixed, weight)
+    def direct(weight: Array, r: Array) -> Array:
+        return inverse_times(einsum("ik,ij,jk->kij", weight, fixed, weight), r)
 
     # Masked on both sides: the transpose has the other one.
-    return lambda r: weight * linear_solve(product, matrices, weight, weight * r)
+    return lambda r: weight * linear_solve(product, direct, len(H), weight, weight * r)
+
+
+def few_face(A: Array, ridge: Array, weight: Array) -> Callable[[Array], Array]:
+    """H_FF^-1 = (A_F'A_F + ridge I)^-1, where weight is 0 or 1 and no more than m of it are 1; ridge (n, 1)."""
+    m = len(A)
+    fixed, fixed_ridge = lax.stop_gradient((A, ridge[:, 0]))
+
+    def product(v: Array) -> Array:
+        v = weight * v
+        return weight * einsum("ij,ik->jk", A, einsum("ij,jk->ik", A, v)) + ridge * v
+
+    def direct(weight: Array, r: Array) -> Array:
+        index = jnp.argsort(-weight, axis=0)[:m]  # (m, j): F, and what is free of weight
+        own = jnp.take_along_axis(weight, index, axis=0)
+        B = own.T * fixed[:, index.T]  # (m, j, m)
+        H = einsum("ikp,ikq->kpq", B, B) + jax.vmap(jnp.diag)((own * fixed_ridge[index]).T)
+        d = inverse_times(H, jnp.take_along_axis(r, index, axis=0))
+        return jnp.put_along_axis(jnp.zeros_like(r), index, own * d, axis=0, inplace=False)
+
+    return lambda r: weight * linear_solve(product, direct, m, weight, weight * r)
 
 
 def fit_face(A: Array, inverse: Array, tridiagonal: Array, unit: Array, weight: Array) -> Callable[[Array], Array]:
@@ -118,8 +146,8 @@ def fit_face(A: Array, inverse: Array, tridiagonal: Array, unit: Array, weight: 
     def product(v: Array) -> Array:
         return alive * einsum("ij,jk->ik", A, weight**2 * einsum("ij,ik->jk", A, alive * v))
 
-    def matrices(weight: Array) -> Array:
-        return einsum("ij,jk,lj->kil", fixed, weight**2, fixed)
+    def direct(weight: Array, r: Array) -> Array:
+        return inverse_times(einsum("ij,jk,lj->kil", fixed, weight**2, fixed), r)
 
     squares = lax.stop_gradient(weight) ** 2
     diagonals = jnp.zeros((2 * len(A) - 1, weight.shape[1]), A.dtype)
@@ -129,10 +157,10 @@ def fit_face(A: Array, inverse: Array, tridiagonal: Array, unit: Array, weight: 
     shift = jnp.where(left > 0, jnp.sqrt(jnp.finfo(A.dtype).eps) * left, 1)
 
     def precondition(v: Array) -> Array:
-        direct = once(tridiagonal, lambda v: solve(diagonals, shift, regular * v), v, v)
-        return jnp.where(tridiagonal, direct, D * einsum("ij,jk->ik", inverse, D * v))
+        by_bands = once(tridiagonal, lambda v: solve(diagonals, shift, regular * v), v, v)
+        return jnp.where(tridiagonal, by_bands, D * einsum("ij,jk->ik", inverse, D * v))
 
-    return lambda r: linear_solve(product, matrices, weight, alive * r, precondition)
+    return lambda r: linear_solve(product, direct, len(A), weight, alive * r, precondition)
 
 
 class Face(NamedTuple):
@@ -159,7 +187,7 @@ def wide_face(A: Array, ridge: Array, weight: Array) -> Face:
     K, N = pseudoinverse(einsum("ij,jk,lj->kil", A, weight**2, A) + ridge * jnp.eye(m, dtype=A.dtype))
     rank = m - jnp.round(jnp.einsum("kii->k", N))
     deficient = rank < jnp.sum(weight > 0, axis=0)
-    positive = ridge > 0
+    positive = ridge > jnp.finfo(A.dtype).eps  # one that is less than rounding is as good as none
 
     def ahead(v: Array) -> Array:  # B v
         return einsum("ij,jk->ik", A, weight * v)

@@ -33,7 +33,8 @@ class Result(NamedTuple):
     optimality: Array  # (N,)
     nit: Array  # (N,), int32
     status: Array  # (N,), int32
-    plain: Array  # (N,), bool: whether H_FF is regular, or for wide A, whether A x = b and A has independent rows
+    regular: Array  # (N,), bool: whether H_FF is known to be
+    fitted: Array  # (N,), bool: whether A x = b, for wide A with independent rows
 
 
 class Shared(NamedTuple):
@@ -82,7 +83,7 @@ def solve_columns(block_bytes: int, shared: Shared, columns: Block) -> Result:
     options = Options(None, shared.tol, shared.max_steps, None, shared.l1)
     matrix = prepare(problem)
     number, count, flag = (jnp.zeros(N, dtype) for dtype in (problem.lower.dtype, jnp.int32, bool))
-    empty = Result(jnp.zeros((n, N), number.dtype), number, count, count, flag)
+    empty = Result(jnp.zeros((n, N), number.dtype), number, count, count, flag, flag)
     size = block_size(N, bytes_per_column(problem), block_bytes)
     return fill_columns(lambda part: solve_block(matrix, problem, part, options), columns, empty, size)
 
@@ -155,8 +156,8 @@ def solve_block(matrix: Matrix, original: Problem, block: Block, options: Option
     x = jnp.clip(x * beta / scales.s, lower, upper)
     x = jnp.where(at_lower, raw.lower, jnp.where(at_upper, raw.upper, x))
     optimality = jnp.where(finite, jnp.where(feasible, optimality, jnp.inf), jnp.nan)
-    plain = progress.unique if matrix.inverse is None else progress.fitted & matrix.independent
-    return Result(jnp.where(finite, x, jnp.nan), optimality, nit, status, plain)
+    fitted = progress.fitted & matrix.independent
+    return Result(jnp.where(finite, x, jnp.nan), optimality, nit, status, progress.unique & ~progress.fitted, fitted)
 
 
 def reduced(matrix: Matrix, problem: Problem) -> Problem:

@@ -12,17 +12,18 @@ Transposed, with u = H_FF^+ x_bar_F, w = A_F v and r = b - A x, this is
     b_bar = A u,     A_bar = r u' - (A u) x' + w [(I - H_FF^+ H_FF) x_bar_F]'
 
 Only the forward rule is written here; it consists of differentiable operations, so it can be differentiated again. It
-comes in three forms, and the solver says for each column whether the plain one of its problem will do:
+comes in three forms, and the solver says for each column whether one of the first two will do:
 
-    regular_rule   H_FF regular: dx_F = -H_FF^-1 (dg)_F
+    regular_rule   H_FF regular, of a wide A with no more free variables than rows: dx_F = -H_FF^-1 (dg)_F
     fit_rule       wide A, A x = b, independent rows B = A_F: x_F = B'y with B B'y = b less what is fixed, so that
                    dx_F = dB'y + B'dy,   B B'dy = -(dr + B dB'y)   with dr the tangent of A x - b at fixed x_F
     general_rule   the formula above by a pseudo-inverse per column; for wide A, H_FF^+ = B'K K B and
                    H_FF^+ H_FF = B'K B with K = (B B')^+; with a ridge,
                    (B'B + ridge I)^-1 = (I - B'(B B' + ridge I)^-1 B) / ridge
 
-The plain ones solve by conjugate gradients, in which a value and its gradient take 1.3 to 2.2 times the solve alone
-(float32, 2 cores: 1025 x 64, 1025 x 128, 256 x 84, mel 128 x 1025); by a pseudo-inverse per column it was 1.8 to 4.7.
+The first two solve by conjugate gradients; a value and its gradient take 1.3 to 2.2 times the solve alone (float32, 2
+cores: 1025 x 64, 1025 x 128, 256 x 84, mel 128 x 1025); by a pseudo-inverse per column it was 1.8 to 4.7. Misfits of
+40 x 120 and 128 x 400, with a ridge and without: 1.0 to 1.4 times, and 2.4 to 4.7.
 
 At a kink (x_j on its bound with zero dual) the derivative is the one of the side on which x_j stays on its bound.
 Null spaces count in the units of x, so variables are z = x_scaled / unit wherever minimisers may not be unique.
@@ -34,7 +35,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxnnls._face import fit_face, gram_face, hessian, regular_face, wide_face
+from jaxnnls._face import few_face, fit_face, gram_face, hessian, regular_face, wide_face
 from jaxnnls._matrix import regularised_inverse
 from jaxnnls._objective import Problem, einsum, gradient, residual
 from jaxnnls._scaling import Scales, column_size, relative, scale_columns
@@ -118,9 +119,13 @@ def gradient_tangent(block: Moving) -> Array:
     return jax.jvp(gradient, (block.problem, block.x), (block.dproblem, block.dx_fixed))[1]
 
 
-def regular_rule(H: Array, free: Array, dg: Array) -> Array:
-    """dx_F = -H_FF^-1 dg_F."""
-    return -regular_face(H, free.astype(dg.dtype))(dg)
+def regular_rule(shared: Shared, free: Array, dg: Array) -> Array:
+    """dx_F = -H_FF^-1 dg_F; for wide A, with no more free variables than rows."""
+    problem, H, weight = shared.problem, shared.H, free.astype(dg.dtype)
+    if H is not None:
+        return -regular_face(H, weight)(dg)
+    assert problem.A is not None
+    return -few_face(problem.A, problem.ridge, weight)(dg)
 
 
 def fit_rule(shared: Shared, block: Moving, free: Array) -> Array:

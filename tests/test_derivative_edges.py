@@ -189,12 +189,12 @@ def test_columns_that_need_the_general_rule_among_others(x64):
             np.testing.assert_allclose(of_all[1][:, i::3], part[1], rtol=0, atol=1e-9 * abs(of_all[1]).max())
 
 
-@pytest.mark.parametrize("shape", [(17, 6), (6, 17)])
-def test_plain_columns_are_not_factorised(shape, x64, monkeypatch):
+@pytest.mark.parametrize(("shape", "fits"), [((17, 6), True), ((6, 17), True), ((6, 17), False)])
+def test_plain_columns_are_not_factorised(shape, fits, x64, monkeypatch):
     # A cotangent of variables at their bounds is nothing that conjugate gradients could fail on.
     rng = np.random.default_rng(1)
-    A = problems.matrix(rng, *shape)
-    B = A @ np.maximum(rng.normal(size=(shape[1], N)), 0)
+    A = problems.matrix(rng, *shape) if fits else rng.random(shape)
+    B = A @ np.maximum(rng.normal(size=(shape[1], N)), 0) if fits else rng.normal(size=(shape[0], N))
     weight = rng.normal(size=(shape[1], N))
 
     x = np.asarray(jaxnnls.nnls(A, B))
@@ -220,7 +220,7 @@ def test_cotangents_of_any_size(shape):
 
 
 @pytest.mark.parametrize(
-    ("ridge", "dtype", "tol"), [(1e-3, "float32", 1e-4), (1e-12, "float64", 1e-5)], indirect=["dtype"]
+    ("ridge", "dtype", "tol"), [(1e-5, "float32", 1e-5), (1e-12, "float64", 1e-13)], indirect=["dtype"]
 )
 def test_small_ridge_of_a_wide_matrix_with_few_free_variables(ridge, dtype, tol):
     # B B' + ridge I is singular but for the ridge, and what its inverse leaves of a vector is divided by it: by 50 % in
@@ -233,6 +233,21 @@ def test_small_ridge_of_a_wide_matrix_with_few_free_variables(ridge, dtype, tol)
     expected = oracle.pullback(problems.Problem(A, B, 0 * x, 0 * x + np.inf, ridge), x, weight.astype(float))
     for value, same in zip(pullback(weight), expected):
         np.testing.assert_allclose(value, same, rtol=0, atol=tol * np.abs(same).max())
+
+
+def test_small_ridge_of_dependent_rows(x64):
+    # (A A' + ridge I)^-1 has entries of 1 / ridge, and what rounding leaves of them is divided by it once more. In A u,
+    # the cotangent of b, eps / ridge is left.
+    rng, ridge = np.random.default_rng(0), 1e-11
+    A, b, weight = rng.random((12, 40)), rng.normal(size=12), rng.normal(size=40)
+    A[:3] = A[3:6] + A[6:9]
+    of_A, of_b = jax.grad(lambda A, b: weight @ jaxnnls.lsq_linear(A, b, ridge=ridge).x, (0, 1))(A, b)
+    U, s, Vt = np.linalg.svd(A, full_matrices=False)
+    x, Au = Vt.T @ (s / (s**2 + ridge) * (U.T @ b)), U @ (s / (s**2 + ridge) * (Vt @ weight))
+    u = Vt.T @ (Vt @ weight / (s**2 + ridge)) + (weight - Vt.T @ (Vt @ weight)) / ridge
+    expected = np.outer(b - A @ x, u) - np.outer(Au, x)
+    np.testing.assert_allclose(of_A, expected, rtol=0, atol=1e-10 * np.abs(expected).max())
+    np.testing.assert_allclose(of_b, Au, rtol=0, atol=1e-2 * np.abs(Au).max())
 
 
 def test_modes_agree_where_fewer_variables_are_free_than_rows_are_fitted(x64):
@@ -254,6 +269,29 @@ def test_modes_agree_where_fewer_variables_are_free_than_rows_are_fitted(x64):
     expected[free] = np.linalg.pinv(A[:, free])
     for jacobian in (jax.jacfwd(solve), jax.jacrev(solve)):
         np.testing.assert_allclose(jacobian(A @ x), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("distance", "tol"), [(1, 1e-12), (1e-3, 1e-7)])
+def test_few_free_variables_of_a_wide_matrix(distance, tol, x64):
+    # H_FF is regular, whatever the sizes of columns. (By A_F A_F' in the units of x, the derivative was wrong by 4e-8,
+    # and throughout where columns are close to others, on which conjugate gradients fail.)
+    rng = np.random.default_rng(0)
+    A, b, weight = rng.normal(size=(12, 30)), rng.normal(size=12), rng.normal(size=8)
+    A[:, 4:8] = A[:, :4] + distance * A[:, 4:8]
+    size = 10.0 ** np.r_[rng.uniform(-5, 1, 8), rng.uniform(3, 5, 22)]
+    upper = np.where(np.arange(30) < 8, np.inf, 0)
+
+    def loss(A, b):
+        x = jaxnnls.lsq_linear(A * size, b, (-upper, upper)).x
+        return jnp.sum(weight * (x * size)[:8])
+
+    F = A[:, :8]
+    x, u = np.linalg.solve(F.T @ F, F.T @ b), np.linalg.solve(F.T @ F, weight)
+    expected = np.zeros(A.shape)
+    expected[:, :8] = np.outer(b - F @ x, u) - np.outer(F @ u, x)
+    of_A, of_b = jax.grad(loss, (0, 1))(A, b)
+    for value, same in ((of_A, expected), (of_b, F @ u)):
+        np.testing.assert_allclose(value, same, rtol=0, atol=tol * np.abs(same).max())
 
 
 def test_variables_at_a_bound_do_not_move():
