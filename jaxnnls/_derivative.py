@@ -125,11 +125,12 @@ def tangent(problem: Problem, x: Array, known: Array, dproblem: Problem, block_b
             dg = gradient_tangent(this)
             quick = regular_rule(shared, free & regular, dg)
 
+        others = this.usable & ~(regular | fitted)
+
         def general() -> Array:
             columns = (this.x, free & others, gradient_tangent(this) if shared.H is None else dg)
             return where_needed(functools.partial(general_rule, shared), columns, others, few)
 
-        others = this.usable & ~(regular | fitted)
         slow = if_any(others, general)
         return unscaled(this, jnp.where(others, slow, quick))
 

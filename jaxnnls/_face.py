@@ -1,9 +1,9 @@
 """Linear algebra on the free set F of each column, differentiable; maps (n, k) that are zero off the free set.
 
 `weight` (n, k) is `unit` on the free set and 0 elsewhere: the variables are z = x_scaled / unit, so that null spaces
-count in the units of x. Kinds of faces, the first three by conjugate gradients, without a matrix per column:
+count in the units of x. Four kinds of faces, the first three by conjugate gradients, without a matrix per column:
 
-    regular_face     H_FF regular: tall A of full column rank, a ridge, a positive definite Q
+    regular_face     H_FF regular: tall A of full column rank or with a ridge, a positive definite Q
     few_face         H_FF regular, of a wide A: a misfit, or a ridge, with no more free variables than rows
     fit_face         A x = b with B = A_F of full row rank: the flagship case, wide A
     gram_face,       anything, by the pseudo-inverse of one matrix per column
@@ -116,7 +116,7 @@ def few_face(A: Array, ridge: Array, weight: Array) -> Callable[[Array], Array]:
         return weight * einsum("ij,ik->jk", A, einsum("ij,jk->ik", A, v)) + ridge * v
 
     def direct(weight: Array, r: Array) -> Array:
-        index = jnp.argsort(-weight, axis=0)[:m]  # (m, j): F, and what is free of weight
+        index = jnp.argsort(-weight, axis=0)[:m]  # (m, j): F, filled up with others
         own = jnp.take_along_axis(weight, index, axis=0)
         B = own.T * fixed[:, index.T]  # (m, j, m)
         H = einsum("ikp,ikq->kpq", B, B) + jax.vmap(jnp.diag)((own * fixed_ridge[index]).T)
@@ -187,7 +187,7 @@ def wide_face(A: Array, ridge: Array, weight: Array) -> Face:
     K, N = pseudoinverse(einsum("ij,jk,lj->kil", A, weight**2, A) + ridge * jnp.eye(m, dtype=A.dtype))
     rank = m - jnp.round(jnp.einsum("kii->k", N))
     deficient = rank < jnp.sum(weight > 0, axis=0)
-    positive = ridge > jnp.finfo(A.dtype).eps  # one that is less than rounding is as good as none
+    positive = ridge > jnp.finfo(A.dtype).eps  # less than rounding of the largest column is as good as none
 
     def ahead(v: Array) -> Array:  # B v
         return einsum("ij,jk->ik", A, weight * v)
@@ -205,7 +205,7 @@ def wide_face(A: Array, ridge: Array, weight: Array) -> Face:
         return back(ahead(v)) + ridge * v
 
     def solve_ridge(product: Callable[[Array], Array], v: Array) -> Array:
-        # With fewer free variables than rows K has entries of 1 / ridge, whose rounding the division takes to
+        # Where rows of B depend on others, K has entries of 1 / ridge, whose rounding the division takes to
         # eps / ridge^2. Refinement of y = K B v, in which each step takes off a factor of eps / ridge, leaves
         # eps / ridge, and of the result next to nothing.
         fixed, divisor = lax.stop_gradient((K, jnp.where(positive, ridge, 1)))

@@ -33,7 +33,7 @@ class Result(NamedTuple):
     optimality: Array  # (N,)
     nit: Array  # (N,), int32
     status: Array  # (N,), int32
-    regular: Array  # (N,), bool: whether H_FF is known to be
+    regular: Array  # (N,), bool: whether H_FF is known to be, of what is not fitted
     fitted: Array  # (N,), bool: whether A x = b, for wide A with independent rows
 
 

@@ -14,16 +14,17 @@ Transposed, with u = H_FF^+ x_bar_F, w = A_F v and r = b - A x, this is
 Only the forward rule is written here; it consists of differentiable operations, so it can be differentiated again. It
 comes in three forms, and the solver says for each column whether one of the first two will do:
 
-    regular_rule   H_FF regular, of a wide A with no more free variables than rows: dx_F = -H_FF^-1 (dg)_F
+    regular_rule   H_FF regular, and for wide A no more free variables than rows: dx_F = -H_FF^-1 (dg)_F
     fit_rule       wide A, A x = b, independent rows B = A_F: x_F = B'y with B B'y = b less what is fixed, so that
-                   dx_F = dB'y + B'dy,   B B'dy = -(dr + B dB'y)   with dr the tangent of A x - b at fixed x_F
+                   dx_F = dB'y + B'dy,   B B'dy = -(dr + B dB'y + dridge y)
+                   with dr the tangent of A x - b at fixed x_F
     general_rule   the formula above by a pseudo-inverse per column; for wide A, H_FF^+ = B'K K B and
                    H_FF^+ H_FF = B'K B with K = (B B')^+; with a ridge,
                    (B'B + ridge I)^-1 = (I - B'(B B' + ridge I)^-1 B) / ridge
 
 The first two solve by conjugate gradients; a value and its gradient take 1.3 to 2.2 times the solve alone (float32, 2
 cores: 1025 x 64, 1025 x 128, 256 x 84, mel 128 x 1025); by a pseudo-inverse per column it was 1.8 to 4.7. Misfits of
-40 x 120 and 128 x 400, with a ridge and without: 1.0 to 1.4 times, and 2.4 to 4.7.
+40 x 120 and 128 x 400, with a ridge and without: 1.0 to 1.4 times, and by a pseudo-inverse 2.4 to 4.7.
 
 At a kink (x_j on its bound with zero dual) the derivative is the one of the side on which x_j stays on its bound.
 Null spaces count in the units of x, so variables are z = x_scaled / unit wherever minimisers may not be unique.
@@ -137,7 +138,9 @@ def fit_rule(shared: Shared, block: Moving, free: Array) -> Array:
     w = solve(einsum("ij,jk->ik", A, jnp.where(free, block.x, 0)))
     _, dr = jax.jvp(residual, (block.problem, block.x), (block.dproblem, block.dx_fixed))
     dBw = weight * einsum("ij,ik->jk", dA, w)
-    dw = solve(-dr - einsum("ij,jk->ik", A, weight * dBw))
+    # A ridge that comes in, c |z|^2 / 2: dz = -c H_FF^+ z = -c B'K K B z, K B z = w. The largest column has unit 1.
+    c = block.dproblem.ridge[jnp.argmax(shared.unit)]
+    dw = solve(-dr - einsum("ij,jk->ik", A, weight * dBw) - c * w)
     return weight * (dBw + weight * einsum("ij,ik->jk", A, dw))
 
 

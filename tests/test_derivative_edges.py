@@ -250,6 +250,24 @@ def test_small_ridge_of_dependent_rows(x64):
     np.testing.assert_allclose(of_b, Au, rtol=0, atol=1e-2 * np.abs(Au).max())
 
 
+def test_a_ridge_that_comes_in(x64):
+    # One-sided, and of an exact fit it was 0: dx_F = -dridge H_FF^+ x_F.
+    rng = np.random.default_rng(0)
+    A, x = rng.random((5, 8)) * 10 ** rng.uniform(-1, 1, 8), rng.random(8) + 1
+    b, direction = A @ x, rng.normal(size=8)
+
+    def solve(ridge):
+        return jaxnnls.nnls(A, b, ridge=ridge)
+
+    x, dx = jax.jvp(solve, (0.0,), (1.0,))
+    F, expected = np.asarray(x > 0), np.zeros(8)
+    assert 5 < np.count_nonzero(F) < 8
+    expected[F] = -np.linalg.pinv(A[:, F].T @ A[:, F]) @ x[F]
+    np.testing.assert_allclose(dx, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
+    slope = jax.grad(lambda ridge: direction @ solve(ridge))(0.0)
+    np.testing.assert_allclose(slope, direction @ expected, rtol=1e-9)
+
+
 def test_modes_agree_where_fewer_variables_are_free_than_rows_are_fitted(x64):
     # A kink, where b outside of the range of B = A_F has no part in x; the reverse mode gave it one.
     rng = np.random.default_rng(0)
