@@ -49,12 +49,13 @@ def iterate(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: 
     nit = jnp.zeros_like(usable, jnp.int32)
     fitted = jnp.zeros_like(usable)
     if matrix.inverse is not None:
-        # Without ridge and l1 an exact fit is optimal; x = z unit with z of least norm.
+        # Without ridge and l1 an exact fit is optimal; x = z unit with z of least norm. So it is with a ridge that only
+        # small columns feel, to rounding, if they are not in it: that is seen at x.
         assert problem.A is not None and problem.b is not None
         unit = relative(matrix.scales)
         C = problem.A * unit.T
         w = einsum("ij,jk->ik", matrix.inverse, einsum("ij,jk->ik", C, x / unit) if warm else problem.b)
-        eligible = usable & ~jnp.any(matrix.determined & ~matrix.scales.junk) & jnp.all(problem.linear == 0, axis=0)
+        eligible = usable & (matrix.ridge == 0) & jnp.all(problem.linear == 0, axis=0)
         low, high = problem.lower / unit, problem.upper / unit
         z, shortest, nit = least_norm(
             C,
@@ -81,10 +82,24 @@ def iterate(matrix: Matrix, problem: Problem, x: Array, usable: Array, options: 
     good = rest & (optimality <= attainable(x, options.tol))
     face = face_at(problem, matrix, x, g, optimality)
     unique = ~matrix.singular | judge_faces(matrix, face, apart, good & matrix.singular)
-    pending, left = rest & ~(good & unique) & (nit < options.max_steps), options.max_steps - nit
+    solved, ridged = good & unique, jnp.zeros_like(good)
+    if matrix.inverse is not None:
+        # With a ridge, an x that is optimal may be far from the solution: it is off by optimality / ridge.
+        solved, ridged = solved & matrix.singular, ridged | ~matrix.singular
+    pending, left = rest & ~solved & (nit < options.max_steps), options.max_steps - nit
 
     def rescued(old: Rescued) -> Rescued:
-        return rescue(problem, matrix, old.x, old.g, old.optimality, pending, options.tol, left, warm)
+        if matrix.inverse is None or warm:
+            return rescue(problem, matrix, *old[:3], pending, options.tol, left, warm)
+        # Proximal steps from 0 stay near the range of A', as the solution does.
+        x = jnp.where(pending & ridged & ~good, jnp.clip(0, problem.lower, problem.upper), old.x)
+        g = gradient(problem, x)
+        optimality = natural_residual(x, g, problem.lower, problem.upper)
+        new = rescue(problem, matrix, x, g, optimality, pending, options.tol, left)
+        # Where steps ran out on the way, what there was may be better.
+        worse = pending & (new.optimality > jnp.maximum(old.optimality, attainable(new.x, options.tol)))
+        x, g, optimality = (jnp.where(worse, a, b) for a, b in zip(old[:3], new[:3]))
+        return Rescued(x, g, optimality, new.shortest & ~worse, new.nit)
 
     unsolved = Rescued(x, g, optimality, jnp.zeros_like(pending), jnp.zeros_like(nit))
     x, g, optimality, shortest, steps = if_any(pending, rescued, unsolved)

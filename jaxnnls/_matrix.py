@@ -33,6 +33,7 @@ class Matrix(NamedTuple):
     gram_inverse: Array | None  # (n, n), H^-1, for a Q; nothing of use where H is singular
     basis: Array | None  # (m, min(m, n)): orthonormal columns, or a projection, with A = basis R
     inverse: Array | None  # (m, m), about (C C')^-1 with C = A diag(unit), for wide A
+    ridge: Array  # (), the least of a column of A that counts; 0 where that is no more than rounding
     noise: Array  # (), what rounding leaves of R v, for a null vector v
     rounding: Array  # (), the distance between columns of R that it leaves of dependent ones
     crowded: Array  # (), bool: whether many columns are almost combinations of others, where pivots may pay;
@@ -65,6 +66,8 @@ def prepare(problem: Problem) -> Matrix:
     gram, gram_inverse, basis, inverse = None, None, None, None
     # Null vectors are zero where a ridge counts; one that is less than rounding is as good as none.
     determined = scaled.ridge > eps
+    ridge = jnp.min(jnp.where(scales.junk, jnp.inf, scaled.ridge), initial=jnp.inf)
+    ridge = jnp.where((ridge > eps) & (ridge < jnp.inf), ridge, 0)
     ranked = jnp.ones_like(finite)
     independent, close, redundant, tridiagonal = (jnp.zeros_like(finite) for _ in range(4))
     noise = jnp.asarray(eps, scales.s.dtype)
@@ -74,7 +77,7 @@ def prepare(problem: Problem) -> Matrix:
         assert scaled.Q is not None
         # The ridge becomes a part of Q, and the diagonal is exactly what it is scaled to.
         gram = jnp.where(jnp.eye(n, dtype=bool), 1, scaled.Q)
-        scaled = scaled._replace(Q=gram, ridge=jnp.zeros_like(scaled.ridge))
+        scaled, ridge = scaled._replace(Q=gram, ridge=jnp.zeros_like(scaled.ridge)), jnp.zeros_like(ridge)
         root, singular, gram_inverse, noise = root_of(gram)
         rounding = spread * noise
         # The squared distance of a column of R from the span of the others is 1 / (H^-1)_jj.
@@ -120,6 +123,7 @@ def prepare(problem: Problem) -> Matrix:
         gram_inverse,
         basis,
         inverse,
+        ridge,
         noise,
         rounding,
         crowded,

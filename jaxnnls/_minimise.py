@@ -102,7 +102,7 @@ def minimise(
     if alone:
         state = judged(x, none, nothing)
     else:
-        steps = DESCENT_STEPS if matrix.inverse is None else WIDE_DESCENT_STEPS
+        steps = DESCENT_STEPS if matrix.inverse is None else jnp.where(matrix.singular, WIDE_DESCENT_STEPS, TRIES)
         most = jnp.where(crowded, jnp.where(matrix.redundant, MORE_TRIES, TRIES), steps)
         start = None if warm else matrix.start
         y, g, optimality, nit = descend(problem, gram, start, x, tried, tol, jnp.minimum(most, left))[:4]

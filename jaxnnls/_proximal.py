@@ -9,27 +9,30 @@ doi:10.1137/0314056), and no step raises the objective, so there are no cycles. 
 goes, and the more of Newton's steps it takes, up to hundreds: so sigma starts large, and is a tenth of that after each
 step, down to a tenth of what the dtype allows; after a step that rounding spoilt it is larger. The minimiser is
 
-    x = clip(a + W R'w)    where    R x + sigma w = R x_k
+    x = clip(a + W R'w)    where    R x + (sigma + e) w = R x_k
 
-with a = x_k - g_k / (sigma + ridge) and W = sigma / (sigma + ridge): as many equations as R has rows, piecewise linear
-and monotone: Newton's method solves them. With a = 0, W = unit^2 and sigma = 0 the same equations project 0 onto
-{x : R x = R x_k}, the minimisers, once x_k is one of them: the least-norm solution.
+with a = x_k - g_k / (sigma + ridge), W = (sigma + e) / (sigma + ridge) and e the least ridge of a (scaled) variable: as
+many equations as R has rows, piecewise linear and monotone: Newton's method solves them. With a = 0, W = unit^2 and
+nothing before w the same equations project 0 onto {x : R x = R x_k}, the minimisers, once x_k is one of them: the
+least-norm solution.
+
+Where the minimiser is unique, a last step of the smallest sigma refines it, or of none, where there is a ridge. Then x
+is exact to rounding times the condition of A, where an x that is optimal to tol is off by tol / ridge, or by rounding
+times the square of that condition (float32: mel bands with ridges of 1e-5 to 1e-7 of their largest column squared, 0.1
+to 25 % of x, now 1e-7; peaks with more rows than columns, 20 %, now 5e-5). Of 36,000 columns of wide A, with ridges of
+1e-2 to 1e-10 of that, float64, 1991 ended at PRECISION with a smallest sigma above the ridge, and none does without.
 
 Columns wait in the queue for each step of Newton's method, so that none waits for another's (with the method as a loop
 of its own in a proximal step: 1.1 to 1.35 times the time, the same points).
 
-Measured, wide A of six kinds (60 x 90 and 60 x 200), three kinds of bounds, columns of more than 40 steps, of the time
-with sigma from sqrt(eps) of the mean eigenvalue on (divided by 1000 where it may fall further), and how many of 720
-columns were left:
-
-    sigma from        2e-4    2e-4    2e-3    2e-3    2e-3    2e-3    2e-2    2e-2
-    divided by        100     10      100     30      10      5       100     10
-    float64           0.49    0.43    0.47    0.42    0.38    0.38    0.48    0.38    0 left instead of 12
-    float32                           1.01    0.98    0.93    0.90    0.98    0.95    76 to 81 left, as before
-
-Gaussian 150 x 300, float64: 240 of 240 solved, before 220, in half of the time. Tall A in boxes, float32: 0.5 to 0.9.
-Until sigma is as small as it gets, a good step need not make progress otherwise: with a ridge of 1e-6 of the largest
-eigenvalue half of the columns were given up.
+Sigma from 2e-3 of the mean eigenvalue on, a tenth of that each time, and not from sqrt(eps) of it: wide A of six kinds,
+columns of more than 40 steps, float64 0.38 of the time, and of 720 columns none left instead of 12; float32 0.93, and
+as many left; with 2e-4 or 2e-2, or a thirtieth or a hundredth each time, up to 0.49 and 1.01. Until sigma is as small
+as it gets, a good step need not make progress otherwise: with a ridge of 1e-6 of the largest eigenvalue half of the
+columns were given up. With a ridge, wide A take two steps of descent, and then proximal ones from 0, not from there:
+those stay near the range of A', as the solution does (400 columns of 40 x 120 and 200 of 128 x 400, float32: 0.6 to
+0.75 of the time with ten steps of descent and proximal ones from where they ended, now that x is refined as well; mel
+bands 1.15, and where few variables are free and descent solves all, 2). Without a ridge that makes no difference.
 
 Where the systems are tridiagonal, as those of mel bands, elimination takes the place of factorisations
 (`_tridiagonal`), and sigma may fall further: of filter banks with l1, float64, 45 of 240 columns are left instead of 90
@@ -51,14 +54,12 @@ mel bands, 0.55 for 256 x 513, 0.9 to 1.07 for 128 x 1025, as accurate, 1.1 for 
 with A_F A_F' differs from matrix to matrix, with independent rows too. 120 x 200 Gaussian peaks, condition 760: none of
 9 columns is solved, the optimality 3.5e-3 where factorisations reach 6e-7; with a ridge, and with many dependent rows,
 the same. float64 about twice the time, and some columns without a solution. Projections of wide A by `least_norm`, as
-exact fits of A x with the variables fixed that have a multiplier, in a second round of the block: 0.62 of the time for
-256 x 513 mel bands, 0.85 for 128 x 1025, but 1.4 to 2 times for overlapping peaks and bands of more overlap (30 x 70 to
-256 x 700), some of which then are not solved, and 1.1 to 2.2 with less patience. The condition of A A' does not tell
-them apart: that of the 256 bands is as large. The factorisation of an earlier step as the preconditioner of 15
-conjugate gradients saves a third to a half of the factorisations for 4 to 11 conjugate gradients each. The problem with
-a ridge of 1e-4, by the same dual as `least_norm`, in the place of sweeps, and projections from its multipliers: 0.85 of
-the time for 128 mel bands with wild noise, 1.0 for 256 x 513, but 2 to 5 times for peaks and for uniform and normal A.
-Projections whose first step frees what is free in x: 1.0.
+exact fits of A x with the variables fixed that have a multiplier: 0.62 to 0.85 of the time for mel bands, but 1.1 to
+2.2 times for overlapping peaks and bands of more overlap, some of which then are not solved. The factorisation of an
+earlier step as the preconditioner of 15 conjugate gradients saves a third to a half of the factorisations for 4 to 11
+conjugate gradients each. The problem with a ridge of 1e-4, by the same dual as `least_norm`, in the place of sweeps,
+and projections from its multipliers: 0.85 of the time for 128 mel bands with wild noise, but 2 to 5 times for peaks and
+for uniform and normal A.
 """
 
 from typing import NamedTuple
@@ -93,7 +94,7 @@ SMALLEST = 0.1  # sigma, of sqrt(eps) times the mean eigenvalue; for tridiagonal
 # mel bands with a ridge and ones that nothing fits, float32, take 1.1 to 1.4 and 0.8 to 1.3 times the time.
 GROUP = 16
 
-MINIMISE, SHORTEN, DONE = range(3)
+MINIMISE, SHORTEN, REFINE, DONE = range(4)
 
 
 def rounding(x: Array) -> Array:
@@ -111,8 +112,9 @@ class State(NamedTuple):
     since: Array  # (k,), steps since then
     sigma: Array  # (k,)
     nit: Array  # (k,)
-    stage: Array  # (k,), MINIMISE, SHORTEN or DONE
+    stage: Array  # (k,), MINIMISE, SHORTEN, REFINE or DONE
     least: Array  # (k,), half the squared norm that no minimiser is below; infinite before a projection
+    left: Array  # (k,), what is left of the equations of this step; infinite before Newton's first
     inner: Iterate  # Newton's method on its way from x to the next point
 
 
@@ -175,27 +177,34 @@ def rescue(
     systems = Systems(R, neighbours(R) if wide else None, matrix.tridiagonal)
     size = mean_eigenvalue(R)
     smallest = jnp.where(matrix.tridiagonal, root_eps**1.5, SMALLEST * root_eps) * size
+    smallest = jnp.maximum(smallest, matrix.ridge)
     damping = root_eps * mean_eigenvalue(jnp.where(determined, 0, R.T * unit).T)
+
+    def ridge_alone(state: State) -> Array:
+        return (matrix.ridge > 0) & (state.sigma <= smallest)
 
     def equations_at(state: State, lower: Array, upper: Array) -> Equations:
         x, g, shorten = state.x, state.g, state.stage == SHORTEN
         # After a projection the way back to optimality is short in the units of the norm. In those of the columns, a
         # small one could go far.
         W = jnp.where(shorten | (jnp.isfinite(state.least) & (state.since < PATIENCE / 2)), metric, 1)
+        sigma = jnp.where(ridge_alone(state), 0, state.sigma)
+        total = jnp.where(matrix.scales.junk, 1, sigma + ridge)
+        sigma += matrix.ridge
         # All minimisers share R x, and a variable with a multiplier stays where it is.
         held = shorten & (determined | (jnp.abs(g) > jnp.maximum(32 * rounding(x), 4 * state.optimality)))
         target = einsum("ij,jk->ik", R, x)
         # Of a Q any x may have such a part as a user's start, since it is known less exactly than A.
         far = largest(x) if warm or problem.Q is not None else 0
         return Equations(
-            a=jnp.where(shorten, 0, x - W * g / (state.sigma + ridge)),
-            W=jnp.where(shorten, W, W * state.sigma / (state.sigma + ridge)),
+            a=jnp.where(shorten, 0, x - W * g / total),
+            W=jnp.where(shorten, W, W * sigma / total),
             lower=jnp.where(held, x, lower),
             upper=jnp.where(held, x, upper),
             target=target,
             noise=matrix.noise * jnp.maximum(far, largest(target)),
-            sigma=jnp.where(shorten, 0, state.sigma),
-            damping=jnp.where(shorten, damping, state.sigma),
+            sigma=jnp.where(shorten, 0, sigma),
+            damping=jnp.where(shorten, damping, sigma),
         )
 
     def step(given: tuple[Columns, Array], state: State, own: Array) -> tuple[State, Array]:
@@ -203,8 +212,13 @@ def rescue(
         equations = equations_at(state, part.lower, part.upper)
         inner, rest, going = newton_step(systems, equations, state.inner, own)
         nit = state.nit + 1
-        x, g, minimise = state.x, state.g, state.stage == MINIMISE
-        going &= (~minimise | (inner.steps < NEWTON_STEPS)) & (nit < max_steps)
+        x, g = state.x, state.g
+        minimise, shorten, refine = (state.stage == stage for stage in (MINIMISE, SHORTEN, REFINE))
+        # What Newton's method ends with is as exact as its last direction: to refine it is to go on.
+        left = largest(rest - equations.sigma * inner.w)
+        halved = (left > 4 * jnp.finfo(x.dtype).eps * largest(equations.target)) & (left < 0.5 * state.left)
+        going |= (refine | (minimise & ridge_alone(state))) & halved
+        going &= (shorten | (inner.steps < NEWTON_STEPS)) & (nit < max_steps)
 
         # Where Newton's method has ended, y is judged.
         y = jnp.clip(inner.u, equations.lower, equations.upper)
@@ -221,11 +235,11 @@ def rescue(
         # For a = 0 and sigma = 0 the dual objective: at most 1/2 sum x^2 / W of any feasible x.
         bound = jnp.sum(equations.target * inner.w, axis=0) - jnp.sum((inner.u - y / 2) * y / equations.W, axis=0)
         bound += jnp.sum(jnp.where(determined, (x / unit) ** 2 - x * x, 0), axis=0) / 2
-        short = ~minimise & (misfit <= jnp.minimum(1e4 * tol, root_eps))
+        short = shorten & (misfit <= jnp.minimum(1e4 * tol, root_eps))
         short &= is_least(new_norm, bound)
-        take = better | short
+        take = better | short | (refine & (optimality <= jnp.maximum(state.optimality, attainable(y, 0))))
         # Where rounding keeps the projection away, x itself may be shown to be of least norm.
-        least = jnp.where(minimise, state.least, bound)
+        least = jnp.where(shorten, bound, state.least)
         shortest = ~singular | is_least(jnp.where(take, new_norm, norm), least)
         x, g = jnp.where(take, y, x), jnp.where(take, g_new, g)
         progress = better & (optimality < 0.5 * state.previous) | short
@@ -241,20 +255,22 @@ def rescue(
         # A projection may leave a misfit that is barely optimal, and by A itself, which rounds otherwise, is not.
         enough = optimality <= jnp.where(shortest, attainable(x, tol / 2), rounding(x))
         enough |= since >= PATIENCE
-        stage = jnp.where(enough, jnp.where(optimal & ~shortest & (least == jnp.inf), SHORTEN, DONE), MINIMISE)
-        stage = jnp.where((~minimise & ~short) | (nit >= max_steps), DONE, stage)
+        last = jnp.where(singular, jnp.where(shortest | (least < jnp.inf), DONE, SHORTEN), REFINE)
+        stage = jnp.where(enough, jnp.where(optimal, last, DONE), MINIMISE)
+        stage = jnp.where(refine | (shorten & ~short) | (nit >= max_steps), DONE, stage)
+        sigma = jnp.where(stage == REFINE, smallest, sigma)
         anew = inner._replace(steps=jnp.zeros_like(nit))
-        ended = State(x, g, optimality, previous, since, sigma, nit, stage, least, anew)
-        new = jax.tree.map(lambda a, b: jnp.where(going, a, b), state._replace(inner=inner, nit=nit), ended)
+        ended = State(x, g, optimality, previous, since, sigma, nit, stage, least, jnp.full_like(left, jnp.inf), anew)
+        new = jax.tree.map(lambda a, b: jnp.where(going, a, b), state._replace(inner=inner, nit=nit, left=left), ended)
         return new, new.stage < DONE
 
     zero = jnp.zeros_like(max_steps)
     optimal = optimality <= jnp.where(singular, rounding(x), attainable(x, tol))
-    stage = jnp.where(optimal, jnp.where(singular, SHORTEN, DONE), MINIMISE)
-    sigma = jnp.broadcast_to(FIRST * size, optimality.shape)
+    stage = jnp.where(optimal, jnp.where(singular, SHORTEN, REFINE), MINIMISE)
+    sigma = jnp.where(stage == REFINE, smallest, FIRST * size)
     least, rows = jnp.full_like(optimality, jnp.inf), jnp.zeros((len(R), x.shape[1]), x.dtype)
     inner = Iterate(rows, x, optimality, zero, zero)
-    start = State(x, g, optimality, optimality, zero, sigma, zero, stage, least, inner)
+    start = State(x, g, optimality, optimality, zero, sigma, zero, stage, least, least, inner)
     group = group_size(GROUP)
     end = work_off(step, (columns_of(problem), max_steps), start, active & (stage < DONE), group)
     return Rescued(end.x, end.g, end.optimality, ~singular | is_least(half_norm(end.x), end.least), end.nit)

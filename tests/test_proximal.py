@@ -113,3 +113,61 @@ def test_boxes_of_wide_matrices_take_few_steps(x64, crowd, bounds):
     np.testing.assert_array_equal(solution.status, 0)
     assert np.max(solution.nit) < 180
     assert np.max(solution.optimality) < 1e-13
+
+
+@jax.jit
+def with_ridge(A, B, bounds, ridge):
+    return jaxnnls.lsq_linear(A, B, bounds, ridge=ridge)
+
+
+def ridged(A, bounds, ridge, dtype):
+    """x known to minimise with a ridge, and the solution found."""
+    w = 1 + np.random.default_rng(5).standard_normal((12, 200))
+    x = np.clip(A.T @ w, *bounds)
+    return x, with_ridge(*(np.asarray(a, dtype) for a in (A, A @ x + ridge * w)), bounds, np.asarray(ridge, dtype))
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_small_ridge_is_solved_for_and_not_to_tol(dtype, x64):
+    """An x that is optimal to tol is off by tol / ridge: with ridges of 1e-4 and less, by more than x in float32."""
+    A, _, bounds = mixed_bounds()
+    smallest, rtol = (1e-5, 5e-5) if dtype == "f4" else (1e-11, 1e-8)
+    for ridge in np.geomspace(0.1, smallest, 5):
+        x, sol = ridged(A, bounds, float(ridge.astype(dtype)), dtype)
+        assert sol.success.all()
+        assert np.max(np.linalg.norm(sol.x - x, axis=0) / np.linalg.norm(x, axis=0)) < rtol
+
+
+def test_ridge_that_rounding_hides_for_some_variables(x64):
+    # Of the larger columns; the smaller ones were held where they were, as if the ridge decided about them.
+    A, _, bounds = mixed_bounds()
+    A *= np.geomspace(1, 1e-2, 40)
+    x, sol = ridged(A, bounds, float(np.float32(1e-8 * np.sum(A[:, 0] ** 2))), "f4")
+    assert sol.success.all()
+    assert np.median(np.linalg.norm(sol.x - x, axis=0) / np.linalg.norm(x, axis=0)) < 1e-3
+
+
+def test_ridge_of_crowded_columns_in_float32(x64):
+    at = np.linspace(0, 1, 60)[:, None]
+    A = np.exp(-0.5 * ((at - np.linspace(0, 1, 40)) * 20) ** 2).astype("f")
+    B = np.random.default_rng(0).random((60, 50), "f")
+    ridge = np.float32(1e-4)
+    sol = jaxnnls.lsq_linear(A, B, ridge=ridge)
+    stacked = np.vstack([A, np.sqrt(ridge, dtype=float) * np.eye(40)]).astype(float)
+    x = np.linalg.lstsq(stacked, np.vstack([B, np.zeros((40, 50))]), rcond=None)[0]
+    assert sol.success.all()
+    np.testing.assert_allclose(sol.x, x, atol=1e-3 * np.max(np.abs(x)))
+
+
+def test_ridge_with_few_steps_keeps_what_there_is(x64):
+    # Proximal steps begin anew from 0.
+    rng = np.random.default_rng(0)
+    A, w = rng.random((6, 14)), rng.standard_normal((6, 40)) + 0.3
+    ridge = 1e-8 * np.max(np.sum(A**2, axis=0))
+    B = A @ np.maximum(A.T @ w, 0) + ridge * w
+    solve = jax.jit(lambda most: jaxnnls.lsq_linear(A, B, (0, np.inf), ridge=ridge, max_steps=most).optimality)
+    reached = np.array([solve(most) for most in (1, 2, 3, 4, 6, 9, 30)])
+    best = np.minimum.accumulate(reached, axis=0)
+    assert np.mean(reached > np.maximum(2 * best, 1e-13)) < 0.02
+    assert np.max(reached[1]) < 0.1
+    assert np.max(reached[-1]) < 1e-13
