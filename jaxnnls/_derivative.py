@@ -104,8 +104,8 @@ def tangent(problem: Problem, x: Array, known: Array, dproblem: Problem, block_b
     scales = matrix_scales(problem)
     matrix, dmatrix = scale_matrix(problem, scales), scale_matrix(dproblem, scales)
     shared = share(matrix, dmatrix, scales)
-    few = block_size(N, (12 * min(m, n) ** 2 + 24 * n + 12 * m) * itemsize, block_bytes)
-    few = min(few, group_size(GROUP))
+    some = block_size(N, (12 * min(m, n) ** 2 + 24 * n + 12 * m) * itemsize, block_bytes)
+    some = min(some, group_size(GROUP))
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def block(part: Part) -> Array:
@@ -118,7 +118,9 @@ def tangent(problem: Problem, x: Array, known: Array, dproblem: Problem, block_b
             return lax.cond(anywhere(jnp.any(own)), rule, lambda: jnp.zeros_like(this.x))
 
         if shared.H is None:
-            regular &= jnp.sum(free, axis=0) <= m
+            few = jnp.sum(free, axis=0) <= m
+            fitted |= regular & ~few & (shared.ridge > 0) & jnp.all(part.linear == 0, axis=0)
+            regular &= few
             quick = fit_rule(shared, this, free & fitted)
             quick += if_any(regular, lambda: regular_rule(shared, free & regular, gradient_tangent(this)))
         else:
@@ -129,7 +131,7 @@ def tangent(problem: Problem, x: Array, known: Array, dproblem: Problem, block_b
 
         def general() -> Array:
             columns = (this.x, free & others, gradient_tangent(this) if shared.H is None else dg)
-            return where_needed(functools.partial(general_rule, shared), columns, others, few)
+            return where_needed(functools.partial(general_rule, shared), columns, others, some)
 
         slow = if_any(others, general)
         return unscaled(this, jnp.where(others, slow, quick))

@@ -5,7 +5,7 @@ count in the units of x. Four kinds of faces, the first three by conjugate gradi
 
     regular_face     H_FF regular: tall A of full column rank or with a ridge, a positive definite Q
     few_face         H_FF regular, of a wide A: a misfit, or a ridge, with no more free variables than rows
-    fit_face         A x = b with B = A_F of full row rank: the flagship case, wide A
+    fit_face         A x = b with B = A_F of full row rank: the flagship case, wide A; or a ridge
     gram_face,       anything, by the pseudo-inverse of one matrix per column
     wide_face
 """
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxnnls import _lapack as lapack
 from jaxnnls._conjugate import conjugate_gradients
 from jaxnnls._device import group_size
 from jaxnnls._loops import once, while_loop
@@ -91,6 +92,24 @@ def inverse_times(M: Array, r: Array) -> Array:
     return einsum("kij,jk->ik", K, r)
 
 
+def refined_times(M: Array, r: Array) -> Array:
+    """M^-1 r, of positive definite matrices (j, p, p), however close to singular, and columns (p, j).
+
+    Refined as long as each step is less than half of the one before it.
+    """
+    factor = jax.vmap(lapack.cholesky)(M)
+
+    def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        d, size, _ = state
+        e = jax.vmap(lapack.solve_cholesky)(factor, (r - einsum("kij,jk->ik", M, d)).T).T
+        new = jnp.max(jnp.abs(e), axis=0)
+        going = new < size / 2
+        return d + jnp.where(going, e, 0), jnp.where(going, new, 0), going
+
+    unknown = jnp.full_like(r[0], jnp.inf)
+    return while_loop(lambda state: jnp.any(state[-1]), step, (jnp.zeros_like(r), unknown, unknown > 0))[0]
+
+
 def regular_face(H: Array, weight: Array) -> Callable[[Array], Array]:
     """H_FF^-1, where weight is 0 or 1."""
 
@@ -126,16 +145,18 @@ def few_face(A: Array, ridge: Array, weight: Array) -> Callable[[Array], Array]:
     return lambda r: weight * linear_solve(product, direct, m, weight, weight * r)
 
 
-def fit_face(A: Array, inverse: Array, tridiagonal: Array, unit: Array, weight: Array) -> Callable[[Array], Array]:
-    """(B B')^-1, B = A diag(weight), on the rows of B that are not zero; maps (m, k).
+def fit_face(
+    A: Array, ridge: Array, inverse: Array, tridiagonal: Array, unit: Array, weight: Array
+) -> Callable[[Array], Array]:
+    """(B B' + ridge I)^-1, B = A diag(weight); without a ridge (), on the rows of B that are not zero; maps (m, k).
 
-    inverse is about (C C')^-1, C = A diag(unit). The preconditioner is D inverse D, where the diagonal D makes up for
-    what the rows lose of their size to the variables that are not free, as in `least_norm` (mel inversion, value and
-    gradient: 1.5 to 1.75 times the value alone; without D 2.1 to 2.7). Where B B' is tridiagonal, the preconditioner is
-    about its inverse.
+    inverse is about (C C' + ridge I)^-1, C = A diag(unit). The preconditioner is D inverse D, where the diagonal D
+    makes up for what the rows lose of their size to the variables that are not free, as in `least_norm` (mel inversion,
+    value and gradient: 1.5 to 1.75 times the value alone; without D 2.1 to 2.7). Where B B' is tridiagonal, the
+    preconditioner is about its inverse.
     """
-    fixed = lax.stop_gradient(A)
-    left, rows = (einsum("ij,jk->ik", fixed**2, v**2) for v in (lax.stop_gradient(weight), unit))
+    fixed, fixed_ridge = lax.stop_gradient((A, ridge))
+    left, rows = (einsum("ij,jk->ik", fixed**2, v**2) + fixed_ridge for v in (lax.stop_gradient(weight), unit))
     alive = (left > 0).astype(A.dtype)
     # Fewer free variables than rows to be fitted, at a kink: B B' is singular, and preconditioned conjugate gradients
     # would find a solution, but not the shortest, so that the modes of differentiation would not agree. Without a
@@ -144,10 +165,12 @@ def fit_face(A: Array, inverse: Array, tridiagonal: Array, unit: Array, weight: 
     D = regular * alive * jnp.sqrt(rows / jnp.where(left > 0, left, 1))
 
     def product(v: Array) -> Array:
-        return alive * einsum("ij,jk->ik", A, weight**2 * einsum("ij,ik->jk", A, alive * v))
+        return alive * einsum("ij,jk->ik", A, weight**2 * einsum("ij,ik->jk", A, alive * v)) + ridge * v
 
     def direct(weight: Array, r: Array) -> Array:
-        return inverse_times(einsum("ij,jk,lj->kil", fixed, weight**2, fixed), r)
+        M = einsum("ij,jk,lj->kil", fixed, weight**2, fixed)
+        ridged = M + fixed_ridge * jnp.eye(len(A), dtype=A.dtype)
+        return lax.cond(fixed_ridge > 0, lambda r: refined_times(ridged, r), lambda r: inverse_times(M, r), r)
 
     squares = lax.stop_gradient(weight) ** 2
     diagonals = jnp.zeros((2 * len(A) - 1, weight.shape[1]), A.dtype)
@@ -155,6 +178,7 @@ def fit_face(A: Array, inverse: Array, tridiagonal: Array, unit: Array, weight: 
 
     # Rows of B may depend on others, in silent bands, and B B' be singular.
     shift = jnp.where(left > 0, jnp.sqrt(jnp.finfo(A.dtype).eps) * left, 1)
+    shift = jnp.where(fixed_ridge > 0, fixed_ridge, shift)
 
     def precondition(v: Array) -> Array:
         by_bands = once(tridiagonal, lambda v: solve(diagonals, shift, regular * v), v, v)
@@ -187,7 +211,7 @@ def wide_face(A: Array, ridge: Array, weight: Array) -> Face:
     K, N = pseudoinverse(einsum("ij,jk,lj->kil", A, weight**2, A) + ridge * jnp.eye(m, dtype=A.dtype))
     rank = m - jnp.round(jnp.einsum("kii->k", N))
     deficient = rank < jnp.sum(weight > 0, axis=0)
-    positive = ridge > jnp.finfo(A.dtype).eps  # less than rounding of the largest column is as good as none
+    positive = ridge > 0
 
     def ahead(v: Array) -> Array:  # B v
         return einsum("ij,jk->ik", A, weight * v)

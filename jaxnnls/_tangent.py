@@ -15,9 +15,10 @@ Only the forward rule is written here; it consists of differentiable operations,
 comes in three forms, and the solver says for each column whether one of the first two will do:
 
     regular_rule   H_FF regular, and for wide A no more free variables than rows: dx_F = -H_FF^-1 (dg)_F
-    fit_rule       wide A, A x = b, independent rows B = A_F: x_F = B'y with B B'y = b less what is fixed, so that
-                   dx_F = dB'y + B'dy,   B B'dy = -(dr + B dB'y + dridge y)
-                   with dr the tangent of A x - b at fixed x_F
+    fit_rule       wide A, B = A_F: x_F = B'w with B x_F + ridge w = b less what is fixed, so that
+                   dx_F = dB'w + B'dw,   (B B' + ridge I) dw = -(dr + B dB'w + dridge w)
+                   with dr the tangent of A x - b at fixed x_F; where A x = b and rows are independent, or where there
+                   is a ridge, no linear term, and more variables are free than there are rows
     general_rule   the formula above by a pseudo-inverse per column; for wide A, H_FF^+ = B'K K B and
                    H_FF^+ H_FF = B'K B with K = (B B')^+; with a ridge,
                    (B'B + ridge I)^-1 = (I - B'(B B' + ridge I)^-1 B) / ridge
@@ -49,6 +50,7 @@ class Shared(NamedTuple):
     problem: Problem  # A or Q, and ridge
     dproblem: Problem
     unit: Array  # (n, 1), scaled x / z
+    ridge: Array  # (), that of z; 0 where it is less than rounding of the largest column
     H: Array | None  # (n, n); None for wide A
     inverse: Array | None  # (m, m), about (C C')^-1, C = A unit; for wide A
     tridiagonal: Array | None  # (), bool: whether A diag(v) A' is for any v; for wide A
@@ -57,11 +59,15 @@ class Shared(NamedTuple):
 def share(problem: Problem, dproblem: Problem, scales: Scales) -> Shared:
     """What the rules take, of a scaled problem and how it moves."""
     unit = relative(scales)
+    # It is the same for all variables, but for rounding and for negligible columns.
+    ridge = jnp.max(problem.ridge * unit**2, initial=0)
+    ridge = jnp.where(ridge > jnp.finfo(unit.dtype).eps, ridge, 0)
     if problem.A is None or problem.A.shape[0] >= problem.A.shape[1]:
-        return Shared(problem, dproblem, unit, hessian(problem), None, None)
+        return Shared(problem, dproblem, unit, ridge, hessian(problem), None, None)
     C = lax.stop_gradient(problem.A) * unit.T
-    inverse, _ = regularised_inverse(einsum("ij,kj->ik", C, C))
-    return Shared(problem, dproblem, unit, None, inverse, is_tridiagonal(C))
+    M = einsum("ij,kj->ik", C, C) + lax.stop_gradient(ridge) * jnp.eye(len(C), dtype=C.dtype)
+    inverse, _ = regularised_inverse(M)
+    return Shared(problem, dproblem, unit, ridge, None, inverse, is_tridiagonal(C))
 
 
 class Moving(NamedTuple):
@@ -130,30 +136,36 @@ def regular_rule(shared: Shared, free: Array, dg: Array) -> Array:
 
 
 def fit_rule(shared: Shared, block: Moving, free: Array) -> Array:
-    """dz = dB'w + B'dw where z = B'w and B z = b less what the fixed variables explain."""
+    """dz = dB'w + B'dw - dq where z = B'w - q, and B z + ridge w = b less what the fixed variables explain.
+
+    With a ridge, q is the linear term divided by it. Columns come here where that is 0, to be differentiated again.
+    """
     A, dA, inverse, tridiagonal = block.problem.A, block.dproblem.A, shared.inverse, shared.tridiagonal
     assert A is not None and dA is not None and inverse is not None and tridiagonal is not None
     weight = jnp.where(free, shared.unit, 0)
-    solve = fit_face(A, inverse, tridiagonal, shared.unit, weight)
-    w = solve(einsum("ij,jk->ik", A, jnp.where(free, block.x, 0)))
-    _, dr = jax.jvp(residual, (block.problem, block.x), (block.dproblem, block.dx_fixed))
-    dBw = weight * einsum("ij,ik->jk", dA, w)
-    # A ridge that comes in, c |z|^2 / 2: dz = -c H_FF^+ z = -c B'K K B z, K B z = w. The largest column has unit 1.
+    positive = shared.ridge > 0
+    solve = fit_face(A, shared.ridge, inverse, tridiagonal, shared.unit, weight)
+    divisor = jnp.where(positive, shared.ridge, 1)
+    # The largest column has unit 1. A ridge that comes in, c |z|^2 / 2: dz = -c H_FF^+ z = -c B'K K B z, K B z = w.
     c = block.dproblem.ridge[jnp.argmax(shared.unit)]
+    q = jnp.where(positive, weight * block.problem.linear, 0) / divisor
+    dq = jnp.where(positive, weight * block.dproblem.linear - c * q, 0) / divisor
+    r, dr = jax.jvp(residual, (block.problem, block.x), (block.dproblem, block.dx_fixed))
+    w = solve(einsum("ij,jk->ik", A, jnp.where(free, block.x, 0) + weight * q) - jnp.where(positive, r, 0))
+    dBw = weight * einsum("ij,ik->jk", dA, w) - dq
     dw = solve(-dr - einsum("ij,jk->ik", A, weight * dBw) - c * w)
     return weight * (dBw + weight * einsum("ij,ik->jk", A, dw))
 
 
 def general_rule(shared: Shared, x: Array, free: Array, dg: Array) -> Array:
     """dz = -H_FF^+ dg_F + (I - H_FF^+ H_FF) (dH v)_F, of columns x, free and dg (n, k)."""
-    problem, dproblem, unit, H, *_ = shared
+    problem, dproblem, unit, ridge, H, *_ = shared
     weight = jnp.where(free, unit, 0)
     if H is not None:
         face = gram_face(H, weight)
     else:
         assert problem.A is not None
-        # The ridge of z is the same for all variables, but for rounding and for negligible columns.
-        face = wide_face(problem.A, jnp.max(problem.ridge * unit**2), weight)
+        face = wide_face(problem.A, ridge, weight)
     v = weight * face.pinv(jnp.where(free, x / unit, 0))
 
     def without_columns(problem: Problem) -> Problem:

@@ -47,6 +47,7 @@ CASES = {
     "wide misfit": lambda rng: problems.vertex(rng, *WIDE, N, condition=3),
     "wide ridge": wide(ridge=0.1, l1=0.01),
     "quadratic": regular(SQUARE, bounded=True),
+    "wide ridge without l1": wide(ridge=0.1),
 }
 
 

@@ -255,6 +255,48 @@ def test_small_ridge_of_a_wide_matrix_with_few_free_variables(ridge, dtype, tol)
         np.testing.assert_allclose(value, same.reshape(value.shape), rtol=0, atol=tol * np.abs(same).max())
 
 
+@pytest.mark.parametrize(
+    ("ridge", "dtype", "tol"), [(1e-4, "float32", 1e-3), (1e-9, "float64", 1e-8)], indirect=["dtype"]
+)
+def test_small_ridge_of_a_wide_matrix_with_many_free_variables(ridge, dtype, tol):
+    # x was at tol / ridge, and its derivatives with it: by 13 % of A_bar in float32, by more than all of ridge_bar.
+    A, w, bounds, (dA, db, _), cotangent = wide(np.random.default_rng(20), dtype)
+    F = A.T @ w > 0
+    assert 12 < np.count_nonzero(F) < 40 and np.min(np.abs(A.T @ w)) > 0.1
+    b = (A @ np.maximum(A.T @ w, 0) + ridge * w).astype(dtype)
+    tangents = (dA, db, np.ones((), dtype))
+    x, dx, cotangents = both_ways(A, b, bounds, np.asarray(ridge, dtype), tangents, cotangent)
+    # x_F = B'w with (B B' + ridge I) w = b.
+    B, dB, of_x = (a.astype(float) for a in (A[:, F], dA[:, F], cotangent[F]))
+    M = B @ B.T + float(np.asarray(ridge, dtype)) * np.eye(12)
+    w = np.linalg.solve(M, b.astype(float))
+    p = np.linalg.solve(M, B @ of_x)
+    (solution, change), of_A = np.zeros((2, 40)), np.zeros((12, 40))
+    solution[F] = B.T @ w
+    change[F] = dB.T @ w + B.T @ np.linalg.solve(M, db - dB @ solution[F] - B @ (dB.T @ w) - w)
+    of_A[:, F] = np.outer(w, of_x - B.T @ p) - np.outer(p, solution[F])
+    for value, same in zip((x, dx, *cotangents), (solution, change, of_A, p, -p @ w)):
+        np.testing.assert_allclose(value, same, rtol=0, atol=tol * np.abs(same).max())
+
+
+def test_second_derivative_of_l1_that_comes_in_beside_a_ridge(x64):
+    # With l1 = 0 another rule is taken than with any above; on the face of the solution x is linear in l1.
+    rng = np.random.default_rng(0)
+    A, w, dA = rng.random((4, 12)), rng.random(4) + 0.1, rng.normal(size=(4, 12))
+    b = A @ (A.T @ w) + 0.1 * w
+
+    @jax.jit
+    def slope(l1):
+        def solve(A, ridge):
+            return jaxnnls.lsq_linear(A, b, (0, np.inf), ridge=ridge, l1=l1).x
+
+        return jax.jvp(solve, (A, 0.1), (dA, 1.0))[1]
+
+    expected = (slope(1e-3) - slope(0.0)) / 1e-3
+    _, change = jax.jvp(slope, (0.0,), (1.0,))
+    np.testing.assert_allclose(change, expected, rtol=0, atol=1e-7 * np.max(np.abs(expected)))
+
+
 def test_small_ridge_of_dependent_rows(x64):
     # (A A' + ridge I)^-1 has entries of 1 / ridge, and what rounding leaves of them is divided by it once more. In A u,
     # the cotangent of b, eps / ridge is left.
