@@ -166,8 +166,14 @@ def test_hessian(name, x64):
     # At ridge = 0 the derivative with respect to ridge is one-sided, so it has none.
     size = np.abs(product[:, keep]).max()
     np.testing.assert_allclose(product[:, keep], expected[:, keep], rtol=0, atol=1e-4 * size)
-    symmetric = product @ directions.T
+    symmetric, symmetric_l1 = product @ directions.T, product[:, -1]
     np.testing.assert_allclose(symmetric, symmetric.T, rtol=0, atol=1e-9 * np.abs(symmetric).max())
+    if theta_of(name).ridge > 0:
+        # Also with l1 = 0, which another rule is for than for any above.
+        l1 = np.zeros_like(directions)
+        l1[:, -1] = 1
+        product = np.asarray(f.curvature(np.tile(flat, (4, 1)), l1)[1])
+        np.testing.assert_allclose(product[0] @ directions.T, symmetric_l1, rtol=0, atol=1e-9 * np.abs(product).max())
     # The gradient of the loss is that of its parts; the cotangent of Q is symmetric.
     parts = np.concatenate([np.ravel(a) for a in outputs(theta_of(name), name == "quadratic")])
     expected = np.cos(parts + np.arange(parts.size)) @ jacobian(name)

@@ -279,24 +279,6 @@ def test_small_ridge_of_a_wide_matrix_with_many_free_variables(ridge, dtype, tol
         np.testing.assert_allclose(value, same, rtol=0, atol=tol * np.abs(same).max())
 
 
-def test_second_derivative_of_l1_that_comes_in_beside_a_ridge(x64):
-    # With l1 = 0 another rule is taken than with any above; on the face of the solution x is linear in l1.
-    rng = np.random.default_rng(0)
-    A, w, dA = rng.random((4, 12)), rng.random(4) + 0.1, rng.normal(size=(4, 12))
-    b = A @ (A.T @ w) + 0.1 * w
-
-    @jax.jit
-    def slope(l1):
-        def solve(A, ridge):
-            return jaxnnls.lsq_linear(A, b, (0, np.inf), ridge=ridge, l1=l1).x
-
-        return jax.jvp(solve, (A, 0.1), (dA, 1.0))[1]
-
-    expected = (slope(1e-3) - slope(0.0)) / 1e-3
-    _, change = jax.jvp(slope, (0.0,), (1.0,))
-    np.testing.assert_allclose(change, expected, rtol=0, atol=1e-7 * np.max(np.abs(expected)))
-
-
 def test_small_ridge_of_dependent_rows(x64):
     # (A A' + ridge I)^-1 has entries of 1 / ridge, and what rounding leaves of them is divided by it once more. In A u,
     # the cotangent of b, eps / ridge is left.
