@@ -142,6 +142,7 @@ def fit_rule(shared: Shared, block: Moving, free: Array) -> Array:
     """
     A, dA, inverse, tridiagonal = block.problem.A, block.dproblem.A, shared.inverse, shared.tridiagonal
     assert A is not None and dA is not None and inverse is not None and tridiagonal is not None
+    assert block.problem.b is not None
     weight = jnp.where(free, shared.unit, 0)
     positive = shared.ridge > 0
     solve = fit_face(A, shared.ridge, inverse, tridiagonal, shared.unit, weight)
@@ -150,8 +151,11 @@ def fit_rule(shared: Shared, block: Moving, free: Array) -> Array:
     c = block.dproblem.ridge[jnp.argmax(shared.unit)]
     q = jnp.where(positive, weight * block.problem.linear, 0) / divisor
     dq = jnp.where(positive, weight * block.dproblem.linear - c * q, 0) / divisor
-    r, dr = jax.jvp(residual, (block.problem, block.x), (block.dproblem, block.dx_fixed))
-    w = solve(einsum("ij,jk->ik", A, jnp.where(free, block.x, 0) + weight * q) - jnp.where(positive, r, 0))
+    _, dr = jax.jvp(residual, (block.problem, block.x), (block.dproblem, block.dx_fixed))
+    # B (z + q) + ridge w, or without a ridge, where b may be fitted but for rounding, B z.
+    fitting = jnp.where(free, block.x, 0)
+    known = jnp.where(positive, weight * q + fitting - block.x, fitting)
+    w = solve(einsum("ij,jk->ik", A, known) + jnp.where(positive, block.problem.b, 0))
     dBw = weight * einsum("ij,ik->jk", dA, w) - dq
     dw = solve(-dr - einsum("ij,jk->ik", A, weight * dBw) - c * w)
     return weight * (dBw + weight * einsum("ij,ik->jk", A, dw))
