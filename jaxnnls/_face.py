@@ -95,7 +95,8 @@ def inverse_times(M: Array, r: Array) -> Array:
 def refined_times(M: Array, r: Array) -> Array:
     """M^-1 r, of positive definite matrices (j, p, p), however close to singular, and columns (p, j).
 
-    Refined as long as each step is less than half of the one before it.
+    Refined as long as each step is less than half of the one before it. What rounding makes indefinite has no factor,
+    and is left at what the pseudo-inverse says.
     """
     factor = jax.vmap(lapack.cholesky)(M)
 
@@ -107,7 +108,7 @@ def refined_times(M: Array, r: Array) -> Array:
         return d + jnp.where(going, e, 0), jnp.where(going, new, 0), going
 
     unknown = jnp.full_like(r[0], jnp.inf)
-    return while_loop(lambda state: jnp.any(state[-1]), step, (jnp.zeros_like(r), unknown, unknown > 0))[0]
+    return while_loop(lambda state: jnp.any(state[-1]), step, (inverse_times(M, r), unknown, unknown > 0))[0]
 
 
 def regular_face(H: Array, weight: Array) -> Callable[[Array], Array]:

@@ -8,6 +8,7 @@ import problems
 import pytest
 
 import jaxnnls
+from jaxnnls._face import refined_times
 from jaxnnls._pseudoinverse import pseudoinverse
 
 TALL, WIDE, N = (8, 5), (4, 9), 7
@@ -277,6 +278,12 @@ def test_small_ridge_of_a_wide_matrix_with_many_free_variables(ridge, dtype, tol
     of_A[:, F] = np.outer(w, of_x - B.T @ p) - np.outer(p, solution[F])
     for value, same in zip((x, dx, *cotangents), (solution, change, of_A, p, -p @ w)):
         np.testing.assert_allclose(value, same, rtol=0, atol=tol * np.abs(same).max())
+
+
+def test_what_rounding_makes_indefinite_is_not_taken_for_zero():
+    # Its Cholesky factor is NaN.
+    M = np.ones((1, 2, 2), "f") - np.diag([0, 1e-6]).astype("f")
+    np.testing.assert_allclose(refined_times(M, np.full((2, 1), 3, "f")), np.full((2, 1), 1.5), rtol=1e-5)
 
 
 def test_small_ridge_of_dependent_rows(x64):
